@@ -101,6 +101,7 @@ def wrn28(n_classes=10, in_channels=3, dropout=0.0, k=10, **bn) -> Net:
 
 # %% ../nbs/02_models.ipynb #30afb955
 MODELS = {
+    "tiny_cnn": lambda *a, **kw: small_cnn(*a, width=16, **kw),
     "small_cnn": small_cnn,
     "resnet18": resnet18,
     "resnet50": resnet50,

@@ -1,0 +1,47 @@
+# make run, make test: everything else is optional. Needs python >= 3.10, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# In .venv only: papermill, with a run folder for run notebooks without an output path; papermill itself once this project is uninstalled.
+define PAPERMILL
+#!$(CURDIR)/$(BIN)/python
+import sys
+try:
+    from datasel_wb.runs import papermill_main as main
+except ImportError:
+    from papermill.__main__ import papermill as main
+sys.exit(main())
+endef
+export PAPERMILL
+
+.PHONY: run test lab docs check clean
+
+run: $(READY)  ## DDS on the bundled digits: result table and run folder
+	$(BIN)/papermill nbs/run_dds.ipynb
+
+test: $(READY)  ## the notebooks as tests, then what a notebook cannot test well
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	$(BIN)/pytest tests
+
+lab: $(READY)  ## JupyterLab, kernel ready
+	$(BIN)/jupyter lab nbs
+
+docs: $(READY)  ## the docs site, in _docs/
+	@echo "make docs: the docs site is not built yet; the notebooks in nbs/ are the documentation (make lab)" && exit 1
+
+check: $(READY)  ## what a change must pass: export, clean, no difference left, tests
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	git diff --exit-code -- nbs datasel_wb
+	$(MAKE) test
+
+clean:  ## remove the environment
+	rm -rf .venv
+
+$(READY): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	echo "$$PAPERMILL" > $(BIN)/papermill
+	touch $(READY)

@@ -1,0 +1,36 @@
+"""The architecture: a module imports only modules above it in the table of rooms."""
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
+ROOMS = [re.sub(r"^\d\d_", "", n.stem) for n in NOTEBOOKS]
+
+
+def project_imports(path: Path) -> set:
+    "Names of the project's modules that a file imports, also inside functions."
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            found |= {node.module} if node.module != "datasel_wb" else {f"datasel_wb.{a.name}" for a in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("datasel_wb.")}
+
+
+def test_every_module_is_a_room():
+    modules = {p.stem for p in (ROOT / "datasel_wb").glob("*.py")} - {"__init__", "_modidx"}
+    assert modules == set(ROOMS)
+
+
+def test_imports_only_downward():
+    for i, room in enumerate(ROOMS):
+        above = project_imports(ROOT / "datasel_wb" / f"{room}.py") - set(ROOMS[:i])
+        assert not above, f"{room} imports {sorted(above)}, which stand below it in the table of rooms"
+
+
+def test_torch_xla_is_imported_nowhere_at_import_time():
+    for room in ROOMS:
+        assert "torch_xla" not in (ROOT / "datasel_wb" / f"{room}.py").read_text() or room == "tpu_trainer"

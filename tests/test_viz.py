@@ -1,0 +1,213 @@
+"""Charts: valid Vega-Lite that renders, aggregation that agrees with pandas, and errors that name the field."""
+import io
+import json
+import subprocess
+import sys
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pytest
+import vl_convert as vlc
+from PIL import Image
+
+from datasel_wb import viz
+
+METHODS = ("uniform", "dds", "infobatch")
+
+
+def make_metrics(methods=METHODS, seeds=3, steps=range(0, 500, 50), names=(("test", "top1"),), drop=()):
+    "Random records in the columns of a run; `drop` lists (method, seed) pairs that are missing."
+    rng, rows = np.random.default_rng(0), []
+    for m in methods:
+        for s in range(seeds):
+            for split, name in names:
+                if (m, s) in drop: continue
+                rows += [dict(method=m, seed=s, step=t, epoch=t / 100, examples_seen=t * 8, seconds=t * rng.uniform(1, 2),
+                              split=split, name=name, value=rng.uniform(0.1, 0.9)) for t in steps]
+    return pd.DataFrame(rows)
+
+
+WEIGHTS = (("train", "weight/clean"), ("train", "weight/noisy"), ("train", "auroc/score"), ("train", "saturated"),
+           *(("train", f"weight/class/c{i}") for i in range(30)))
+
+
+@pytest.fixture(scope="module")
+def records():
+    rng = np.random.default_rng(0)
+    examples = pd.DataFrame({"method": "dds", "seed": 0, "id": range(500), "noisy": rng.random(500) < 0.3, "score": rng.normal(size=500)})
+    results = pd.DataFrame({"method": METHODS, "n": 3, "mean": [88.0, 91.2, 88.5], "std": [0.3, 0.2, np.nan], "diff": [np.nan, 3.2, 0.5],
+                            "diff_std": [np.nan, 0.2, 0.4], "seconds": [12.3, 2345.6, 9.0], "pretrain_seconds": [0, 100.0, 0], "examples": 256_000})
+    images = rng.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    return dict(metrics=make_metrics(names=(("test", "top1"), *WEIGHTS)), examples=examples, results=results, images=images, labels=np.arange(60) % 12)
+
+
+CHARTS = {
+    "curves, step": lambda r: viz.curves(r["metrics"]),
+    "curves, seconds": lambda r: viz.curves(r["metrics"], x="seconds", start=200),
+    "weights, noisy": lambda r: viz.weights_over_time(r["metrics"]),
+    "weights, class": lambda r: viz.weights_over_time(r["metrics"], by="class"),
+    "diagnostics": lambda r: viz.diagnostics(r["metrics"]),
+    "histogram": lambda r: viz.score_histogram(r["examples"], "score"),
+    "data, noise": lambda r: viz.data_picture(r["images"], r["labels"], list("abcdefghijkl"), np.arange(60) % 5 == 0),
+    "data, clean": lambda r: viz.data_picture(r["images"], r["labels"], list("abcdefghijkl")),
+    "comparison": lambda r: viz.comparison(r["results"]),
+}
+
+
+@pytest.fixture()
+def fresh_altair():
+    "Altair's registries as they were before the test."
+    renderer, theme = alt.renderers.active, alt.theme.active
+    yield
+    alt.renderers.enable(renderer)
+    alt.theme.enable(theme)
+
+
+def rows_in(spec) -> int:
+    return sum(len(rows) for rows in spec["datasets"].values())
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_chart_is_valid_and_renders_live_and_as_png(name, records, fresh_altair):
+    viz.enable()
+    chart = CHARTS[name](records)
+    spec = chart.to_dict(validate=True)
+    assert rows_in(spec) <= viz.MAX_ROWS and spec["config"]["background"] == "transparent"
+    data, metadata = chart._repr_mimebundle_()
+    live = data["application/vnd.vegalite.v5+json"]
+    json.dumps(live, allow_nan=False)
+    assert vlc.vegalite_to_svg(json.dumps(live), vl_version="5.8").startswith("<svg")   # the nearest to JupyterLab's 5.6
+    assert metadata["image/png"]["alt"] and data["text/plain"] == f"<chart: {metadata['image/png']['alt']}>"
+    shown = Image.open(io.BytesIO(__import__("base64").b64decode(data["image/png"]))).convert("RGBA")
+    alpha = np.asarray(shown)[..., 3]
+    assert alpha.min() == 0 and alpha.max() == 255, "transparent around opaque marks"
+
+
+def test_chart_colours_survive_transparency(tmp_path):
+    chart = alt.Chart(pd.DataFrame({"x": [1]}), width=40, height=40).mark_rect(opacity=0.5, color="#D55E00").encode()
+    pixel = np.asarray(Image.open(viz.save_png(chart, tmp_path / "a.png", scale=1)))[20, 20].astype(int)
+    assert abs(pixel - [0xD5, 0x5E, 0, 128]).max() <= 2
+
+
+def test_stored_output_passes_nbformat(records, fresh_altair):
+    import nbformat
+    viz.enable()
+    data, metadata = viz.curves(records["metrics"])._repr_mimebundle_()
+    out = nbformat.v4.new_output("display_data", data=data, metadata=metadata)
+    nbformat.validate(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[out])]))
+
+
+@pytest.mark.parametrize("x", viz.X_TITLES)
+def test_aggregation_agrees_with_pandas(x):
+    metrics = make_metrics(drop={("dds", 1)})
+    ours = viz.over_seeds(metrics, x=x).set_index(["line", "step"])
+    for (method, step), rows in metrics.groupby(["method", "step"]):
+        row = ours.loc[(method, step)]
+        assert np.allclose(row[["x", "mean", "low", "high"]].astype(float),
+                           [rows[x].mean(), rows["value"].mean(), rows["value"].min(), rows["value"].max()])
+        assert row["seeds"] == rows["seed"].nunique() == (2 if method == "dds" else 3)
+    assert "2–3 seeds" in json.dumps(viz.curves(metrics, x=x).to_dict(), ensure_ascii=False)
+
+
+def test_resumed_steps_count_once_and_missing_values_not_at_all():
+    rows = make_metrics(methods=["dds"], seeds=1, steps=[0, 50])
+    again = rows[rows["step"] == 50].assign(value=0.75)
+    gone = rows[rows["step"] == 0].assign(step=100, value=np.nan)
+    table = viz.over_seeds(pd.concat([rows, again, gone]))
+    assert table["step"].tolist() == [0, 50] and table["mean"].iloc[-1] == 0.75
+
+
+def test_long_runs_are_thinned_with_both_ends_kept():
+    metrics = make_metrics(methods=[f"m{i}" for i in range(30)], seeds=1, steps=range(1000))
+    spec = viz.curves(metrics).to_dict()
+    steps = pd.DataFrame(next(iter(spec["datasets"].values()))).groupby("line")["step"].agg(["min", "max", "size"])
+    assert rows_in(spec) <= viz.MAX_ROWS and (steps["min"] == 0).all() and (steps["max"] == 999).all()
+
+
+def test_many_classes_show_those_farthest_from_uniform(records):
+    spec = viz.weights_over_time(records["metrics"], by="class").to_dict()
+    last = viz.over_seeds(records["metrics"].query("method == 'dds' and name.str.startswith('weight/class/')"), by="name").groupby("line")["mean"].last()
+    shown = {r["line"] for rows in spec["datasets"].values() for r in rows if "line" in r}
+    assert shown == {n.removeprefix("weight/class/") for n in (last - 1).abs().nlargest(12).index}
+    assert "12 of 30 classes" in json.dumps(spec)
+
+
+@pytest.mark.parametrize("noisy", [None, "bool", "missing", "object"])
+def test_histogram_counts_add_up(records, noisy):
+    examples = records["examples"].copy()
+    if noisy is None: examples = examples.drop(columns="noisy")
+    if noisy == "missing": examples["noisy"] = examples["noisy"].astype("boolean").where(examples["id"] > 100)
+    if noisy == "object": examples["noisy"] = None
+    examples.loc[:9, "score"] = np.nan
+    counts = viz.score_histogram(examples, "score").data.groupby("group")["count"].sum()
+    assert counts.sum() == 490
+    if noisy == "bool": assert counts["wrong label"] == examples["noisy"][10:].sum()
+    if noisy == "missing": assert counts["unknown"] == 91
+    if noisy in (None, "object"): assert list(counts.index) == ["all examples"]
+
+
+def test_image_grid_keeps_every_pixel():
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), dtype=np.uint8)
+    grid = viz.image_grid(images, columns=5, scale=3)
+    sheet = np.asarray(Image.open(io.BytesIO(grid.png)))
+    assert np.array_equal(sheet[6:6 + 24:6, 6:6 + 24:6, :3], images[0].transpose(1, 2, 0)) and sheet[0, 0, 3] == 0
+    assert sheet.shape[:2] == (2 * grid.height, 2 * grid.width) and "5 images" in grid.alt
+
+
+def test_image_grid_takes_tensors_and_stays_small():
+    import torch
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert len(viz.image_grid(images, ["noise, the worst case"] * 64).png) < 200_000
+    assert viz.image_grid(images[:3, :1], ["a", "b\nc", "d" * 99]).height < 120
+
+
+def test_data_picture_counts_and_marks(records):
+    wrong = np.arange(60) % 5 == 0
+    pictures, bars = viz.data_picture(records["images"], records["labels"], list("abcdefghijkl"), wrong, each=3).hconcat
+    shown = records["labels"] < 10
+    assert bars.data.groupby("kind")["count"].sum().to_dict() == {"clean": int((shown & ~wrong).sum()), "wrong label": int((shown & wrong).sum())}
+    assert len(pictures.data) == 30 and (pictures.data["wrong"] == wrong[pictures.data["id"]]).all()
+
+
+def test_result_table_as_frame_and_text(records):
+    table = viz.show_results(records["results"])
+    assert table.loc["dds"].tolist() == ["91.2 ± 0.2", "+3.2 ± 0.2", "2,346", "100", "256,000", 3]
+    assert table.loc["infobatch", "accuracy, %"] == "88.5" and table.loc["uniform", "paired difference"] == "–"
+    lines = viz.results_text(records["results"]).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+
+
+ERRORS = {
+    "metrics lacks 'value'": lambda r: viz.curves(r["metrics"].drop(columns="value")),
+    "metrics has no rows": lambda r: viz.curves(r["metrics"].iloc[:0]),
+    "x = 'hours': must be one of step, seconds": lambda r: viz.curves(r["metrics"], x="hours"),
+    "name = 'top5': metrics with split 'test' has top1": lambda r: viz.curves(r["metrics"], "top5"),
+    "start = 9999: the last step is 450": lambda r: viz.curves(r["metrics"], start=9999),
+    "value: not one finite number": lambda r: viz.curves(r["metrics"].assign(value=np.nan)),
+    "by = 'label': must be one of noisy, class": lambda r: viz.weights_over_time(r["metrics"], by="label"),
+    "method = 'rs2': metrics with split 'train' has uniform, dds, infobatch": lambda r: viz.weights_over_time(r["metrics"], method="rs2"),
+    "by = 'class': metrics of 'dds' has no rows": lambda r: viz.weights_over_time(make_metrics(names=WEIGHTS[:2]), by="class"),
+    "name: metrics of 'dds' has neither auroc/score nor saturated": lambda r: viz.diagnostics(make_metrics(names=WEIGHTS[:2])),
+    "examples lacks 'margin'": lambda r: viz.score_histogram(r["examples"], "margin"),
+    "method = 'rs2': examples has dds": lambda r: viz.score_histogram(r["examples"], "score", method="rs2"),
+    "method = None: examples has dds, rs2; name one": lambda r: viz.score_histogram(pd.concat([r["examples"], r["examples"].assign(method="rs2")]), "score"),
+    "images: must be uint8": lambda r: viz.image_grid(r["images"] / 255),
+    "images: there is none": lambda r: viz.image_grid(r["images"][:0]),
+    "captions: 1 for 60 images": lambda r: viz.image_grid(r["images"], ["one"]),
+    "labels: 3 for 60 images": lambda r: viz.data_picture(r["images"], [0, 1, 2], "abc"),
+    "labels: no example of the classes": lambda r: viz.data_picture(r["images"], r["labels"] + 50, list("abc")),
+    "results lacks 'std'": lambda r: viz.comparison(r["results"].drop(columns="std")),
+    "results lacks 'diff', 'diff_std'": lambda r: viz.results_text(r["results"].drop(columns=["diff", "diff_std"])),
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_wrong_input_is_one_clear_sentence(message, records):
+    with pytest.raises(ValueError, match="^" + __import__("re").escape(message)):
+        ERRORS[message](records)
+
+
+def test_import_changes_nothing():
+    code = "import altair as alt; a = alt.renderers.active, alt.theme.active; import datasel_wb.viz; assert a == (alt.renderers.active, alt.theme.active)"
+    subprocess.run([sys.executable, "-c", code + "; import sys; assert 'torch' not in sys.modules"], check=True)
