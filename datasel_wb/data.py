@@ -53,9 +53,25 @@ def _check_stats(mean, std, channels: int | None = None) -> tuple:
     return mean, std
 
 # %% ../nbs/01_data.ipynb #aaedf03b
-class Split:
+class _Rows:
+    "Something with one row per example in each attribute named in `rows`."
+    rows = ()
+    def _map(self, fn):
+        new = copy.copy(self)
+        for name in self.rows:
+            if (t := getattr(self, name)) is not None: setattr(new, name, fn(t))
+        return new
+    def to(self, device):
+        "The same split with its tensors on `device`."
+        return self._map(lambda t: t.to(device))
+    def select(self, positions):
+        "A split of its own from some positions [n]: ids restart at 0, `source` is carried along."
+        return self._map(lambda t: t[torch.as_tensor(positions)])
+
+# %% ../nbs/01_data.ipynb #1ed3547d
+class Split(_Rows):
     "What any split knows about its examples. Ids are 0..N-1, for life."
-    rows = ("y", "clean_y", "source", "noisy")  # attributes with one row per example
+    rows = ("y", "clean_y", "source", "noisy")
     def __init__(self,
         y: Tensor,                      # [N] labels to train on, int64
         classes,                        # names, one per class
@@ -72,38 +88,26 @@ class Split:
     def __len__(self): return len(self.y)
     @property
     def n_classes(self) -> int: return len(self.classes)
-    def _map(self, fn):
-        new = copy.copy(self)
-        for name in self.rows:
-            if (t := getattr(self, name)) is not None: setattr(new, name, fn(t))
-        return new
-    def to(self, device):
-        "The same split with its tensors on `device`."
-        return self._map(lambda t: t.to(device))
-    def select(self, positions):
-        "A split of its own from some positions [n]: ids restart at 0, `source` is carried along."
-        return self._map(lambda t: t[torch.as_tensor(positions)])
 
-# %% ../nbs/01_data.ipynb #b2a07724
+# %% ../nbs/01_data.ipynb #f211e65b
 class Examples(Split):
     "A split held in memory. `ValueError` when lengths, labels, dtype or values do not fit."
     rows = ("x", *Split.rows)
     images = "x"
     def __init__(self,
-        x: Tensor,   # [N, C, H, W] uint8 images, or float32
-        y: Tensor,   # [N] labels to train on, int64
-        classes,     # names, one per class
+        x: Tensor,           # [N, C, H, W] uint8 images, or float32
+        y: Tensor, classes,  # [N] labels to train on, int64; names of the classes
         source=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,),  # see `Split`
     ):
         super().__init__(y, classes, source, clean_y, noisy, mean, std)
-        if len(x) != len(y): raise ValueError(f"x has {len(x)} rows, y has {len(y)}")
+        _check_rows(y, self.classes, {"x": x})
         if x.dtype not in (torch.uint8, torch.float32): raise ValueError(f"x: must be uint8 or float32, is {x.dtype}")
         if x.dtype == torch.float32 and (bad := ~x.flatten(1).isfinite().all(1)).any():
             raise ValueError(f"x has NaN or infinite values in example {int(bad.nonzero()[0])}")
         if x.ndim == 4: _check_stats(mean, std, x.shape[1])
         self.x = x
     @property
-    def shape(self) -> tuple: return tuple(self.x.shape[1:])
+    def shape(self) -> tuple: return tuple(self.x.shape[1:])  # (C, H, W)
     def take(self, ids: Tensor) -> Batch:
         "The raw examples `ids` [B], on the split's device."
         ids = ids.to(self.x.device)
@@ -112,7 +116,7 @@ class Examples(Split):
         "`take` for each row of `ids` [n_batches, B]; the arguments are for splits that must decode."
         return (self.take(row) for row in ids)
 
-# %% ../nbs/01_data.ipynb #14dbfc5a
+# %% ../nbs/01_data.ipynb #3cf799f3
 def pick_pixels(
     x: Tensor,     # [B, C, H, W]
     rows: Tensor,  # [B, H, W] source row of each pixel, int64; may lie outside
@@ -137,7 +141,7 @@ def flip_crop(
     if flip: cols = torch.where(mirror[:, None] < 0.5, w - 1 - cols, cols)
     return pick_pixels(x, (oy[:, None] + rows)[:, :, None].expand(b, h, w), (ox[:, None] + cols)[:, None, :].expand(b, h, w))
 
-# %% ../nbs/01_data.ipynb #ef6f255b
+# %% ../nbs/01_data.ipynb #39e14582
 OPS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
        "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize")
 
@@ -159,6 +163,7 @@ def _fixed_table(name: str, m: float) -> Tensor:
     if name == "Solarize": return torch.where(v >= 255 * (1 - abs(m)), 255 - v, v).float()
     return v.float()
 
+# %% ../nbs/01_data.ipynb #063873a4
 @lru_cache(maxsize=32)
 def _constants(magnitude: int, h: int, w: int, device) -> tuple:
     "Per operation and sign: matrices [14, 2, 6], tables [14, 2, 256]; per sign: blend factors [2]."
@@ -167,7 +172,7 @@ def _constants(magnitude: int, h: int, w: int, device) -> tuple:
     tables = torch.stack([torch.stack([_fixed_table(op, m) for m in signed]) for op in OPS])
     return matrices.to(device), tables.to(device), torch.tensor([1 + 0.9 * m for m in signed]).to(device)
 
-# %% ../nbs/01_data.ipynb #39e14582
+# %% ../nbs/01_data.ipynb #c7f08526
 def warp(
     x: Tensor,       # [B, C, H, W]
     matrix: Tensor,  # [B, 6] source of an output pixel, both measured from the image centre: [[a, b, c], [d, e, f]]
@@ -180,6 +185,7 @@ def warp(
     sx, sy = a * px + b * py + c, d * px + e * py + f
     return pick_pixels(x, (sy + (h - 1) / 2).round().long(), (sx + (w - 1) / 2).round().long())
 
+# %% ../nbs/01_data.ipynb #81ffcee2
 def _stretch(x: Tensor) -> Tensor:
     "AutoContrast as a table [B, C, 256]: the channel's darkest level becomes 0, its brightest 255."
     v, low, high = (torch.arange(256.0, device=x.device), *(t.float()[:, :, None] for t in (x.amin((2, 3)), x.amax((2, 3)))))
@@ -197,7 +203,7 @@ def _equalize(x: Tensor) -> Tensor:
     table = torch.where(v > 0, table, 0.0)
     return torch.where(step > 0, table, v)
 
-# %% ../nbs/01_data.ipynb #063873a4
+# %% ../nbs/01_data.ipynb #75db8091
 def _grey(x: Tensor) -> Tensor:
     "[B, 1, H, W] grey image of a color one, whole levels."
     r, g, b = x.float().split(1, 1)
@@ -210,6 +216,7 @@ def _blur(x: Tensor) -> Tensor:
     rim = F.pad(torch.ones_like(inner), (1, 1, 1, 1)) == 0
     return torch.where(rim, out, F.pad(inner.round(), (1, 1, 1, 1)))
 
+# %% ../nbs/01_data.ipynb #3c5a777c
 def randaugment(
     x: Tensor,       # [B, C, H, W] uint8
     op: Tensor,      # [B] operation of each image, a position in `OPS`
@@ -232,7 +239,7 @@ def randaugment(
     if min(h, w) > 2: out = torch.where(drew("Sharpness")[..., None], blend(_blur(x)), out)
     return torch.where(drew(*OPS[1:6])[..., None], warp(x, matrices[op, sign]), out.to(torch.uint8))
 
-# %% ../nbs/01_data.ipynb #bc866c19
+# %% ../nbs/01_data.ipynb #522b1ce2
 def cutout(
     x: Tensor,  # [B, C, H, W] normalised
     u: Tensor,  # [2, B] uniform numbers: row and column of the centre
@@ -245,7 +252,7 @@ def cutout(
         return (at >= start) & (at < start + size)
     return x.masked_fill(span(u[0], x.shape[2])[:, None, :, None] & span(u[1], x.shape[3])[:, None, None, :], 0.0)
 
-# %% ../nbs/01_data.ipynb #cdb39cca
+# %% ../nbs/01_data.ipynb #0abce91a
 class Augment:
     "Raw images to normalised float32; with a generator, changed at random first."
     def __init__(self,
@@ -268,7 +275,7 @@ class Augment:
         mean, std = self._stats[x.device]
         return ((x.float() / 255 if x.dtype == torch.uint8 else x) - mean) / std
 
-# %% ../nbs/01_data.ipynb #4d1bb94e
+# %% ../nbs/01_data.ipynb #884e0dc6
 def _draw(self: Augment, n: int, generator: torch.Generator) -> Tensor:
     "[9, n] the uniform numbers for n images."
     return torch.rand(9, n, generator=generator, device=generator.device)
@@ -290,7 +297,7 @@ def _call(self: Augment, x: Tensor, generator: torch.Generator | None = None) ->
 
 Augment.draw, Augment.apply, Augment.__call__ = _draw, _apply, _call
 
-# %% ../nbs/01_data.ipynb #0abce91a
+# %% ../nbs/01_data.ipynb #736a30dd
 class Loader:
     "Shuffled batches of an epoch; resumes bit for bit."
     def __init__(self,
@@ -314,25 +321,21 @@ class Loader:
     def batches_per_epoch(self, n_ids: int | None = None) -> int:
         "Batches in an epoch of `n_ids` ids, all when None."
         return (len(self.examples) if n_ids is None else n_ids) // self.batch_size
-    def __call__(self, ids: Tensor | None = None) -> Iterator[Batch]:
-        "Begin an epoch and iterate over it."
-        self.begin(ids)
-        return iter(self)
 
-# %% ../nbs/01_data.ipynb #884e0dc6
-def _checked(self: Loader, ids) -> Tensor:
-    "Ids on the CPU; `ValueError` unless 1-D int64, in range and enough for a batch."
+# %% ../nbs/01_data.ipynb #1658f0ba
+def _checked_ids(ids, n: int, batch_size: int) -> Tensor:
+    "Ids on the CPU; `ValueError` unless 1-D int64, in 0..n-1 and enough for a batch."
     if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.dtype != torch.int64:
         what = f"{ids.ndim}-D {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"ids: must be a 1-D int64 tensor, is {what}")
-    if len(ids) < self.batch_size: raise ValueError(f"batch_size = {self.batch_size} is larger than the number of ids, {len(ids)}")
-    if (bad := (ids < 0) | (ids >= len(self.examples))).any():
-        raise ValueError(f"ids contain {int(ids[bad][0])}: must lie in 0..{len(self.examples) - 1}")
+    if len(ids) < batch_size: raise ValueError(f"batch_size = {batch_size} is larger than the number of ids, {len(ids)}")
+    if (bad := (ids < 0) | (ids >= n)).any(): raise ValueError(f"ids contain {int(ids[bad][0])}: must lie in 0..{n - 1}")
     return ids.cpu()
 
+# %% ../nbs/01_data.ipynb #c09edb56
 def _begin(self: Loader, ids: Tensor | None = None) -> None:
     "Draw the order of a new epoch over `ids`, over all examples when None."
-    ids = torch.arange(len(self.examples)) if ids is None else self._checked(ids)
+    ids = torch.arange(len(self.examples)) if ids is None else _checked_ids(ids, len(self.examples), self.batch_size)
     self.order = ids[torch.randperm(len(ids), generator=self.order_rng)]
     self.position, self.epoch, self._raw = 0, self.epoch + 1, None
 
@@ -347,9 +350,14 @@ def _iter(self: Loader) -> Iterator[Batch]:
         self.position += self.batch_size
         yield batch
 
-Loader._checked, Loader.begin, Loader.__iter__ = _checked, _begin, _iter
+def _call_loader(self: Loader, ids: Tensor | None = None) -> Iterator[Batch]:
+    "Begin an epoch over `ids` and iterate over it."
+    self.begin(ids)
+    return iter(self)
 
-# %% ../nbs/01_data.ipynb #9ec108b5
+Loader.begin, Loader.__iter__, Loader.__call__ = _begin, _iter, _call_loader
+
+# %% ../nbs/01_data.ipynb #aefce7b9
 def _state_dict(self: Loader) -> dict:
     "Tensors and integers from which `load_state_dict` continues, in mid-epoch too."
     return {"order": self.order.clone(), "position": self.position, "epoch": self.epoch,
@@ -357,13 +365,14 @@ def _state_dict(self: Loader) -> dict:
 
 def _load_state_dict(self: Loader, state: dict) -> None:
     "Continue from a `state_dict`. `ValueError` when it speaks of examples that are not here."
-    if len(state["order"]): self._checked(state["order"])
+    if len(state["order"]): _checked_ids(state["order"], len(self.examples), self.batch_size)
     self.order, self.position, self.epoch, self._raw = state["order"].cpu().clone(), state["position"], state["epoch"], None
     self.order_rng.set_state(state["order_rng"].cpu())
     self.augment_rng.set_state(state["augment_rng"].cpu())
 
 Loader.state_dict, Loader.load_state_dict = _state_dict, _load_state_dict
 
+# %% ../nbs/01_data.ipynb #d5df4bf2
 def eval_batches(
     examples: Split,
     batch_size: int,
@@ -377,7 +386,7 @@ def eval_batches(
         batch = batch.to(device)
         yield batch if augment is None else batch._replace(x=augment(batch.x))
 
-# %% ../nbs/01_data.ipynb #aefce7b9
+# %% ../nbs/01_data.ipynb #dbeec4ee
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 def _natural(name: str) -> list:
@@ -402,7 +411,7 @@ def list_tree(
     order = np.lexsort((labels, place))
     return np.array(files)[order], torch.tensor(labels)[torch.from_numpy(order)], tuple(classes)
 
-# %% ../nbs/01_data.ipynb #11cb8277
+# %% ../nbs/01_data.ipynb #294049a7
 def read_image(
     file,               # path
     channels: int = 3,  # 3: color, 1: grey
@@ -418,6 +427,7 @@ def read_image(
         except Exception as e:  # Pillow has no common class for damaged files
             raise ValueError(f"{file}: not a readable image ({e})") from None
 
+# %% ../nbs/01_data.ipynb #4cd7b833
 def crop_window(
     h: int, w: int,  # image size, pixels
     u: Tensor,       # [10, 4] uniform numbers: area, aspect ratio, top, left; one row per try
@@ -430,7 +440,7 @@ def crop_window(
     ch, cw = min(h, round(w * 4 / 3)), min(w, round(h * 4 / 3))
     return (h - ch) // 2, (w - cw) // 2, ch, cw
 
-# %% ../nbs/01_data.ipynb #a440a784
+# %% ../nbs/01_data.ipynb #888d12ef
 def load_image(
     file,                      # path
     size: int | None = None,   # side of the square returned, pixels; None: as stored
@@ -455,7 +465,7 @@ def _other_size(file, image, x) -> str:
     (h, w), (h0, w0) = image.shape[1:], x.shape[2:]
     return f"{os.fsdecode(file)}: {w} x {h} pixels, the first image has {w0} x {h0}; set image_size to scale them"
 
-# %% ../nbs/01_data.ipynb #75faa90b
+# %% ../nbs/01_data.ipynb #b244a802
 def load_images(
     files,                     # [N] paths
     size: int | None = None,   # side, pixels; None: all files must have the size of the first
@@ -480,7 +490,7 @@ def load_images(
     if bad: warnings.warn(f"left out {len(bad)} of {len(files)} image files that could not be read; the first: {bad[0]}")
     return x[:len(kept)], torch.tensor(kept)
 
-# %% ../nbs/01_data.ipynb #dbeec4ee
+# %% ../nbs/01_data.ipynb #83fbc0c0
 class _Decoding(Dataset):
     "Item i: the decoded images of the i-th row of ids, or the error message of a damaged one."
     def __init__(self, files, ids, size, channels, crops):
@@ -494,15 +504,14 @@ class _Decoding(Dataset):
             if isinstance(images[-1], ValueError): return str(images[-1])
         return torch.stack(images)
 
-# %% ../nbs/01_data.ipynb #b64e4648
+# %% ../nbs/01_data.ipynb #1257ca47
 class FolderExamples(Split):
     "A split that stays on disk; the interface of `Examples`, images decoded when asked for."
     images = "files"
     def __init__(self,
-        files: np.ndarray,  # [N] paths, bytes
-        y: Tensor,          # [N] labels to train on, int64
-        classes,            # names, one per class
-        image_size: int,    # side of the images handed out, pixels
+        files: np.ndarray,   # [N] paths, bytes
+        y: Tensor, classes,  # [N] labels to train on, int64; names of the classes
+        image_size: int,     # side of the images handed out, pixels
         channels: int = 3,
         source=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,),  # see `Split`
     ):
@@ -522,7 +531,7 @@ class FolderExamples(Split):
         new.files = self.files[torch.as_tensor(positions).cpu().numpy()]
         return new
 
-# %% ../nbs/01_data.ipynb #294049a7
+# %% ../nbs/01_data.ipynb #a4a84843
 def _take(self: FolderExamples, ids: Tensor) -> Batch:
     "The raw examples `ids` [B] as for evaluation, decoded here and now: for small batches."
     x, _ = load_images(self.files[ids.cpu().numpy()], self.image_size, self.channels)
@@ -544,7 +553,7 @@ def _stream(
 
 FolderExamples.take, FolderExamples.stream = _take, _stream
 
-# %% ../nbs/01_data.ipynb #83fbc0c0
+# %% ../nbs/01_data.ipynb #d6a13410
 def _count(share: float, n: int) -> int:
     "floor(share * n) of the decimal number as written: 0.29 of 100 is 29, though 0.29 * 100 is 28.999... in floating point."
     return math.floor(share * n + 1e-9)
@@ -564,6 +573,7 @@ def flip_labels(
     new.noisy = new.y != new.clean_y
     return new
 
+# %% ../nbs/01_data.ipynb #faca46a7
 def swap_images(split: Split, share: float, generator: torch.Generator) -> Split:
     "The images of the first floor(share * N) examples permuted among themselves; labels stay."
     origin = torch.arange(len(split))
@@ -577,7 +587,7 @@ def swap_images(split: Split, share: float, generator: torch.Generator) -> Split
 
 NOISE = {"flip": flip_labels, "swap": swap_images}
 
-# %% ../nbs/01_data.ipynb #1257ca47
+# %% ../nbs/01_data.ipynb #b388a0ac
 def thin_classes(
     split: Split,
     rates,                       # [C] share of each class to keep, in [0, 1]
@@ -594,7 +604,7 @@ def thin_classes(
     keep = (torch.tensor(rates, dtype=torch.float64) * counts).round()
     return split.select((rank < keep[split.y]).nonzero()[:, 0])
 
-# %% ../nbs/01_data.ipynb #aeb94246
+# %% ../nbs/01_data.ipynb #4bf0ec15
 STATS = {"mnist": ((0.1307,), (0.3081,)),
          "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
          "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))}
@@ -618,7 +628,7 @@ def load_digits_splits() -> tuple:  # train (1,297) and test (500) `Examples`
     mean, std = pixel_stats(x[500:])
     return tuple(Examples(x[at], y[at], range(10), mean=mean, std=std) for at in (slice(500, None), slice(0, 500)))
 
-# %% ../nbs/01_data.ipynb #d6a13410
+# %% ../nbs/01_data.ipynb #98943fa8
 @dataclass(frozen=True)
 class DataRecipe:
     "Which data, what is held out of it, what is made wrong, how it is augmented."
@@ -643,7 +653,7 @@ class DataRecipe:
         check_settings(self)
         _check_recipe(self)
 
-# %% ../nbs/01_data.ipynb #faca46a7
+# %% ../nbs/01_data.ipynb #85f69fe9
 def _rates(text: str) -> list:
     "The numbers of `keep_rates`; `ValueError` unless all lie in [0, 1]."
     try: rates = [float(t) for t in text.split(",")]
@@ -660,7 +670,7 @@ def _check_recipe(r: DataRecipe) -> None:
     elif not ({"/", os.sep} & set(r.dataset) or Path(r.dataset).is_dir()):
         raise ValueError(f"dataset = {r.dataset!r}: neither a known data set nor a folder; {suggest(r.dataset, DATASETS)}")
 
-# %% ../nbs/01_data.ipynb #b388a0ac
+# %% ../nbs/01_data.ipynb #275a316f
 def load_tree(
     root,                # folder with train/ and test/ (or val/)
     recipe: DataRecipe,  # image_size, memory_gb, skip_corrupt
@@ -680,7 +690,7 @@ def load_tree(
     if loaded[0][0][0].shape[1:] != loaded[1][0][0].shape[1:]: raise ValueError(f"{root}: train and test images differ in size; set image_size")
     return tuple(Examples(x, y[kept], names, kept, mean=mean, std=std) for (x, kept), y, names in loaded)
 
-# %% ../nbs/01_data.ipynb #32fd5605
+# %% ../nbs/01_data.ipynb #87c2820a
 def _first_shape(files, recipe, channels) -> tuple:
     "Shape of the images to come, from the first readable one."
     if recipe.image_size: return channels, recipe.image_size, recipe.image_size
@@ -690,6 +700,7 @@ def _first_shape(files, recipe, channels) -> tuple:
         if not recipe.skip_corrupt: raise image
     raise ValueError(f"none of {len(files)} image files could be read")
 
+# %% ../nbs/01_data.ipynb #f2cef9a7
 def _on_disk(files, y, classes, recipe, channels, stats, gb) -> FolderExamples:
     "A streamed split; unreadable files are found by decoding everything once, if they are to be left out."
     if recipe.image_size is None:
@@ -709,7 +720,7 @@ def _unreadable(file, channels) -> str:
     image = _try_load(file, None, channels)
     return str(image) if isinstance(image, ValueError) else ""
 
-# %% ../nbs/01_data.ipynb #27812630
+# %% ../nbs/01_data.ipynb #5d832fbc
 def _published(recipe: DataRecipe) -> tuple:
     "Training and test set of mnist, cifar10 or cifar100 from the data folder."
     name, root = recipe.dataset, recipe.data_dir or os.environ.get("DATASEL_DATA")
@@ -728,7 +739,7 @@ def _published(recipe: DataRecipe) -> tuple:
                         mean=stats[0], std=stats[1])
     return tuple(map(pack, sets))
 
-# %% ../nbs/01_data.ipynb #4bf0ec15
+# %% ../nbs/01_data.ipynb #30939e12
 class Splits(NamedTuple):
     "Training, dev and test split; dev is None when nothing is held out."
     train: Split
@@ -755,6 +766,7 @@ def load_data(recipe: DataRecipe) -> Splits:
     if recipe.noise: train = NOISE[recipe.noise_kind](train, recipe.noise, seeded(recipe.data_seed, "noise"))
     return Splits(train, dev, test)
 
+# %% ../nbs/01_data.ipynb #a2a800b6
 def make_augment(recipe: DataRecipe, train: Split) -> Augment:
     "The training augmentation of a recipe, normalised like `train`."
     return Augment(recipe.flip, recipe.crop, recipe.randaugment, recipe.cutout, train.mean, train.std)

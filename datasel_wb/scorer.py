@@ -43,7 +43,7 @@ class Scorer(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         "Scores [B], in (-clip, clip)."
-        units = self.head(self.body(batch.x).float())
+        units = self.head(self.body(batch.x).to(self.head.weight.dtype))
         raw = units.gather(1, batch.y[:, None]).squeeze(1) if self.sees == "xy" else units.squeeze(1)
         return self.clip * raw.tanh()
 
@@ -112,7 +112,7 @@ class DDS(Selector):
         if self.baseline == "batch": r = r - mean
         if self.baseline == "moving" or self.variant == "released":
             r = r - self.average
-            self.average.lerp_(mean, 0.01)
+            self.average.lerp_(mean.to(self.average.dtype), 0.01)
         if self.variant == "released": return r * -(logp.exp() @ logp) / len(logp)
         return -(r * logp).mean()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'Eager', 'step_where', 'EMA', 'evaluate', 'write_atomic', 'Checkpoints', 'MetricLog', 'write_frame',
-           'Training', 'progress_bar', 'fit', 'examples_table']
+           'Training', 'progress_bar', 'fit', 'examples_table', 'saved_model']
 
 # %% ../nbs/08_trainer.ipynb #8becb8a8
 import copy
@@ -47,7 +47,7 @@ class Recipe:
     nesterov: bool = setting(True, "Nesterov momentum")
     weight_decay: float = setting(2e-4, "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", "share")
-    grad_bound: float | None = setting(1.0, "clip the gradient to this global norm; none: no clipping", "positive")
+    grad_bound: float = setting(1.0, "clip the gradient to this global norm; 0: no clipping", "natural")
     ema_decay: float = setting(0.99, "moving average of the weights, min(decay, (t+1)/(t+10)); 0: off", "share")
     dropout: float = setting(0.0, "dropout before the classifier", "share")
     bn_momentum: float = setting(0.1, "batch norm: share of the new batch in the running statistics", "fraction")
@@ -64,6 +64,10 @@ class Recipe:
             raise ValueError(f"warmup_steps = {self.warmup_steps}: must be below steps = {self.steps}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = True: needs a momentum above 0")
+
+    def build(self, train, seed: int = 0) -> nn.Module:
+        "The recipe's network for a training split, with initial weights drawn from `seed`."
+        return make_model(self.model, train.n_classes, train.shape[0], self.dropout, self.bn_momentum, self.bn_eps, seed)
 
     def lr_at(self, step: int) -> float:
         "Learning rate of step 0, 1, ...: linear warm-up, then cosine to 0."
@@ -265,9 +269,7 @@ class Training:
         self.backend = backend or Eager(recipe.device, recipe.precision)
         device, train = self.backend.device, data.train
         self.prepare = Augment(mean=train.mean, std=train.std)
-        model = model or make_model(recipe.model, train.n_classes, train.shape[0], recipe.dropout,
-                                    recipe.bn_momentum, recipe.bn_eps, seed)
-        self.model = model.to(device).train()
+        self.model = (model or recipe.build(train, seed)).to(device).train()
         self.ema = EMA(self.model, recipe.ema_decay)
         self.loader = Loader(train, recipe.batch_size, augment or self.prepare, seed, device)
         self.dynamics = Dynamics(train.y, train.classes, train.noisy).to(device)
@@ -427,3 +429,22 @@ def examples_table(training: Training) -> pd.DataFrame:
     names = [train.classes[c] for c in train.y.tolist()]
     return training.dynamics.table(source=train.source, label=train.y, **{"class": names}, clean_label=train.clean_y,
                                    noisy=train.noisy, **training.selector.report())
+
+# %% ../nbs/08_trainer.ipynb #75a7db0b
+def saved_model(
+    folder,          # of a training, with checkpoints/ in it
+    recipe: Recipe,  # names the network
+    train,           # a split with the classes and input shape
+) -> nn.Module:
+    "The network with the best saved weights. `ValueError` when there are none, or of another network."
+    saved = Checkpoints(Path(folder) / "checkpoints") if (Path(folder) / "checkpoints").is_dir() else None
+    if not saved or not saved.manifest: raise ValueError(f"{folder}: has no checkpoints/ of a training")
+    state = saved.read("best" if saved.manifest.get("best") else "last")["parts"]["ema"]
+    state = {k.removeprefix("model."): v for k, v in state.items()}
+    model = recipe.build(train)
+    own = model.state_dict()
+    for k in [*own, *state]:
+        there, here = (tuple(d[k].shape) if k in d else "missing" for d in (state, own))
+        if there != here: raise ValueError(f"{folder}: the checkpoint is of another model than {recipe.model}; {k} is {there} there, {here} here")
+    model.load_state_dict(state)
+    return model

@@ -112,7 +112,8 @@ def _need(
 ) -> None:
     "Raise one `ValueError` when a table is empty or lacks a column."
     if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"{table} lacks {', '.join(map(repr, missing))}: its columns are {', '.join(map(str, frame.columns)) or 'none'}")
+        there = ", ".join(map(str, frame.columns)) or "none"
+        raise ValueError(f"{table} lacks {', '.join(map(repr, missing))}: its columns are {there}")
     if not len(frame): raise ValueError(f"{table} has no rows")# %%
 #| export
 
@@ -217,7 +218,7 @@ def _lines(
     opacity = 0.22 if len(look) <= 6 else 0.12
     area = base.mark_area(opacity=opacity, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q")
     point = alt.OverlayMarkDef(opacity=float(few), size=25)
-    line = base.mark_line(strokeWidth=2, point=point).encode(y=alt.Y("mean:Q", **y), tooltip=tip)
+    line = base.mark_line(strokeWidth=2, point=point).encode(y=alt.Y("mean:Q", **y), order="step:Q", tooltip=tip)
     line = _dashed(line, look)
     return area + line if rule is None else area + line + _rule(*rule)
 
@@ -282,10 +283,12 @@ def diagnostics(
     rows = _pick(metrics, "metrics", split="train", method=method)
     rows = rows.assign(line=rows["name"].map(HEALTH)).dropna(subset=["line"])
     if not len(rows): raise ValueError(f"name: metrics of {method!r} has neither {' nor '.join(HEALTH)}")
-    look = {label: (colour, [1, 0]) for label, colour in zip(HEALTH.values(), (BLUE, VERMILLION)) if (rows["line"] == label).any()}
+    present = zip(HEALTH.values(), (BLUE, VERMILLION))
+    look = {label: (colour, [1, 0]) for label, colour in present if (rows["line"] == label).any()}
     chance = (0.5, "chance") if HEALTH["auroc/score"] in look else None
     title = f"health of the {method} scorer"
-    return _lines(over_seeds(rows, by="line"), look, X_TITLES["step"], "AUROC; share of scores", title, alt.Scale(domain=[0, 1]), chance)
+    table, whole = over_seeds(rows, by="line"), alt.Scale(domain=[0, 1])
+    return _lines(table, look, X_TITLES["step"], "AUROC; share of scores", title, whole, chance)
 
 # %% ../nbs/12_viz.ipynb #53001208
 def _binned(
@@ -326,7 +329,8 @@ def score_histogram(
     values, group, owner, about = _scores(examples, score, method)
     look = {g: c for g, c in GROUPS.items() if (group == g).any()}
     colours = alt.Scale(domain=list(look), range=list(look.values()))
-    base = alt.Chart(_binned(values, group, bins), title=alt.Title(score + owner, subtitle=about), width=WIDTH, height=HEIGHT)
+    title = alt.Title(score + owner, subtitle=about)
+    base = alt.Chart(_binned(values, group, bins), title=title, width=WIDTH, height=HEIGHT)
     return base.mark_bar(opacity=0.6, binSpacing=0).encode(
         x=alt.X("start:Q", title=score, bin="binned", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False)), x2="end:Q",
         y=alt.Y("count:Q", title="examples", stack=None),
@@ -401,9 +405,10 @@ def image_grid(
 
 # %% ../nbs/12_viz.ipynb #0b1dc6a5
 def _data_url(tile: np.ndarray) -> str:
-    "One image as the shorter of PNG and JPEG, enlarged or reduced to about 36 pixels."
+    "One image as the shorter of PNG and JPEG; a large one is reduced to 36 pixels first."
     image, forms = Image.fromarray(tile), []
-    if image.width > 48: image = image.resize((36, max(1, round(36 * image.height / image.width))), Image.Resampling.LANCZOS)
+    if image.width > 48:
+        image = image.resize((36, max(1, round(36 * image.height / image.width))), Image.Resampling.LANCZOS)
     for kind in ("PNG", "JPEG"):
         out = io.BytesIO()
         image.save(out, kind, optimize=True, quality=85)
@@ -411,19 +416,23 @@ def _data_url(tile: np.ndarray) -> str:
     return min(forms, key=len)
 
 def _samples(pixels, labels: np.ndarray, wrong: np.ndarray, names: list, each: int) -> pd.DataFrame:
-    "The first `each` examples of every class: label, x, id, wrong, url."
-    picks = [(name, k, int(i)) for c, name in enumerate(names) for k, i in enumerate(np.flatnonzero(labels == c)[:each])]
+    "`each` examples of every class, evenly spread over the data: label, x, id, wrong, url."
+    ids = [np.flatnonzero(labels == c) for c in range(len(names))]
+    ids = [i[np.unique(np.linspace(0, len(i) - 1, each).round().astype(int))] if len(i) else i for i in ids]
+    picks = [(name, k, int(i)) for name, own in zip(names, ids) for k, i in enumerate(own)]
     if not picks: raise ValueError(f"labels: no example of the classes {', '.join(names) or '(none)'}")
     tiles = _pixels(pixels[[i for *_, i in picks]])
-    return pd.DataFrame([dict(label=name, x=k, id=i, wrong=bool(wrong[i]), url=_data_url(t)) for (name, k, i), t in zip(picks, tiles)])
+    return pd.DataFrame([dict(label=name, x=k, id=i, wrong=bool(wrong[i]), url=_data_url(tile))
+                         for (name, k, i), tile in zip(picks, tiles)])
 
+# %% ../nbs/12_viz.ipynb #0f50b329
 def _counts(labels: np.ndarray, wrong: np.ndarray, names: list) -> pd.DataFrame:
     "Examples per class and kind: label, kind, count."
     kinds = {"clean": ~wrong, "wrong label": wrong} if wrong.any() else {"examples": ~wrong}
     return pd.DataFrame([dict(label=name, kind=kind, count=int(((labels == c) & mask).sum()))
                          for c, name in enumerate(names) for kind, mask in kinds.items()])
 
-# %% ../nbs/12_viz.ipynb #0f50b329
+# %% ../nbs/12_viz.ipynb #682beea4
 ROW = 40   # height of a class's row, pixels
 
 def _tiles(tiles: pd.DataFrame, title: alt.Title, each: int) -> alt.LayerChart:
@@ -447,7 +456,7 @@ def _class_bars(counts: pd.DataFrame) -> alt.Chart:
         color=alt.Color("kind:N", title=None, scale=colours, legend=alt.Legend() if len(kinds) > 1 else None),
         tooltip=["label:N", "kind:N", "count:Q"])
 
-# %% ../nbs/12_viz.ipynb #682beea4
+# %% ../nbs/12_viz.ipynb #36c83aed
 def data_picture(
     images,            # uint8 [N, C, H, W], tensor or array
     labels,            # [N] class numbers
@@ -462,11 +471,12 @@ def data_picture(
         raise ValueError(f"labels: {len(labels)} for {len(images)} images and {len(wrong)} marks of noise")
     names = [str(c) for c in classes][:10]
     part = f", {len(names)} of {len(classes)} classes" if len(classes) > len(names) else ""
-    about = "outlined: the label is wrong" if wrong.any() else "first images of each class"
+    about = f"outlined: the label is wrong ({wrong.mean():.1%} of all)" if wrong.any() else "a sample of each class"
     tiles = _samples(images, labels, wrong, names, each)
-    return _tiles(tiles, alt.Title(f"{len(labels):,} examples{part}", subtitle=about), each) | _class_bars(_counts(labels, wrong, names))
+    title = alt.Title(f"{len(labels):,} examples{part}", subtitle=about)
+    return _tiles(tiles, title, each) | _class_bars(_counts(labels, wrong, names))
 
-# %% ../nbs/12_viz.ipynb #fd632f41
+# %% ../nbs/12_viz.ipynb #ec747ea3
 RESULTS = ("method", "n", "mean", "std", "diff", "diff_std", "seconds", "pretrain_seconds", "examples")
 
 def _pm(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
@@ -474,32 +484,35 @@ def _pm(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
     if pd.isna(mean): return "–"
     return f"{mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
+# %% ../nbs/12_viz.ipynb #c861275f
 def comparison(
     results: pd.DataFrame,   # one row per method: method, n, mean, std
 ) -> alt.LayerChart:
     "Final accuracy of each method with its spread over seeds."
     _need(results, "results", "method", "n", "mean", "std")
     std = results["std"].fillna(0)
-    rows = results[["method", "n", "mean", "std"]].assign(low=results["mean"] - std, high=results["mean"] + std,
-                                                          label=[_pm(m, s) for m, s in zip(results["mean"], results["std"])])
+    rows = results[["method", "n", "mean", "std"]].assign(low=results["mean"] - std, high=results["mean"] + std)
+    rows["label"] = [_pm(m, s) for m, s in zip(rows["mean"], rows["std"])]
     look, n = method_colours(rows["method"]), f"n = {_seeds(rows['n'])}".replace("one seed", "1 seed")
     spread = "one run per method" if rows["std"].isna().all() else "bar: one standard deviation over seeds"
-    base = alt.Chart(rows, title=alt.Title(f"final accuracy, {n}", subtitle=spread), width=WIDTH, height=alt.Step(30)).encode(
+    title = alt.Title(f"final accuracy, {n}", subtitle=spread)
+    base = alt.Chart(rows, title=title, width=WIDTH, height=alt.Step(30)).encode(
         y=alt.Y("method:N", title=None, sort=list(look), axis=alt.Axis(ticks=False, domain=False, labelPadding=8)),
         color=alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
         tooltip=["method:N", "n:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f")])
     x = dict(title="top-1 accuracy, %", scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
     dot = base.encode(x=alt.X("mean:Q", **x))
     text = dot.mark_text(dy=-11, fontSize=11).encode(text="label:N", color=alt.value(GREY))
-    return base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q") + dot.mark_circle(size=90, opacity=1) + text
+    bar = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q")
+    return bar + dot.mark_circle(size=90, opacity=1) + text
 
-# %% ../nbs/12_viz.ipynb #c861275f
+# %% ../nbs/12_viz.ipynb #964cbe78
 def show_results(
     results: pd.DataFrame,   # one row per method, columns `RESULTS`
 ) -> pd.DataFrame:           # strings, indexed by method
     "The result table as a reader wants it: rounded, with spread, units in the headings."
     _need(results, "results", *RESULTS)
-    def time(s): return "–" if pd.isna(s) else f"{s:,.1f}" if s < 100 else f"{s:,.0f}"
+    def time(s): return "–" if pd.isna(s) else f"{s:,.1f}" if 0 < s < 100 else f"{s:,.0f}"
     return pd.DataFrame({
         "accuracy, %": [_pm(m, s) for m, s in zip(results["mean"], results["std"])],
         "paired difference": [_pm(m, s, sign="+") for m, s in zip(results["diff"], results["diff_std"])],
@@ -519,7 +532,7 @@ def results_text(
     align = [[r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))] for r in rows]
     return "\n".join("  ".join(r) for r in align)
 
-# %% ../nbs/12_viz.ipynb #094bdb69
+# %% ../nbs/12_viz.ipynb #895dbaf2
 def save_png(
     chart,               # a chart of any function here, or a `Picture`
     path,                # where to; its folder must exist

@@ -9,15 +9,21 @@ ROOMS = [re.sub(r"^\d\d_", "", n.stem) for n in NOTEBOOKS]
 
 
 def project_imports(path: Path) -> set:
-    "Names of the project's modules that a file imports, also inside functions."
+    "Names of the project's modules that a file imports, also inside functions; nbdev makes these imports relative."
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative import"
-            found |= {node.module} if node.module != "datasel_wb" else {f"datasel_wb.{a.name}" for a in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("datasel_wb.")}
+            module = f"datasel_wb.{node.module or ''}".rstrip(".") if node.level else node.module
+            found |= {module} if module != "datasel_wb" else {f"datasel_wb.{a.name}" for a in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("datasel_wb.")} & set(ROOMS)
+
+
+def test_the_reader_of_imports_sees_them(tmp_path):
+    file = tmp_path / "m.py"
+    file.write_text("from .core import Batch\nfrom datasel_wb import data\nimport datasel_wb.runs\ndef f():\n    from . import viz\n")
+    assert project_imports(file) == {"core", "data", "runs", "viz"}
 
 
 def test_every_module_is_a_room():
