@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DDS_RECIPES', 'RunRecipe', 'resolve', 'project_root', 'commit', 'Run', 'open_run', 'record', 'results', 'finish',
-           'read_results', 'table', 'results_text', 'wants_run_folder', 'papermill_main']
+           'read_results', 'table', 'plus_minus', 'show_results', 'results_text', 'wants_run_folder', 'papermill_main']
 
 # %% ../nbs/11_runs.ipynb #1a454748
 import hashlib
@@ -69,7 +69,7 @@ DDS_RECIPES = {
     "cifar10-wrn28-10": _PUBLISHED,
     "cifar10-4k-wrn28-2": _PUBLISHED | dict(model="wrn28-2", n_train=4000, dev_from="rest"),
     "imagenet-resnet50": _PUBLISHED | dict(   # network published; schedule, dev size and image size ours
-        dataset="imagenet", model="resnet50", image_size=224, crop=0, cutout=0, randaugment=0, dev_size=10_000,
+        dataset="./imagenet", model="resnet50", image_size=224, crop=0, cutout=0, randaugment=0, dev_size=10_000,
         batch_size=4096, steps=40_000, warmup_steps=2500, scorer_steps=40_000, eval_batch_size=500),
     "quick": dict(   # ours
         dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, noise_kind="flip",
@@ -206,16 +206,35 @@ def table(folder=None) -> pd.DataFrame:
     frames = [read_results(r.parent).assign(run=r.parent.name) for r in runs]
     return pd.concat(frames, ignore_index=True).set_index("run").reset_index() if frames else pd.DataFrame(columns=["run", "method"])
 
-def results_text(table: pd.DataFrame) -> str:
-    "A result table for a terminal."
-    def pm(mean, std): return "" if mean != mean else f"{mean:.2f}" + (f" ± {std:.2f}" if std == std else "")
-    shown = pd.DataFrame({"method": table.method, "n": table.n, "accuracy, %": [pm(*r) for r in zip(table["mean"], table["std"])],
-                          "paired difference": [("+" if r[0] > 0 else "") + pm(*r) for r in zip(table["diff"], table.diff_std)],
-                          "seconds": table.seconds.round(1), "of which pre-training": table.pretrain_seconds.round(1),
-                          "examples processed": [f"{int(e):,}" for e in table.examples]})
-    return shown.to_string(index=False)
+# %% ../nbs/11_runs.ipynb #0ee81e60
+def plus_minus(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
+    "`91.2 ± 0.3`, without the spread where there is none."
+    if pd.isna(mean): return "–"
+    return f"{mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
-# %% ../nbs/11_runs.ipynb #70c58d13
+def show_results(
+    table: pd.DataFrame,     # what `results` gave
+) -> pd.DataFrame:           # strings, indexed by method
+    "The result table as a reader wants it: rounded, with spread, units in the headings."
+    def time(s): return f"{s:,.1f}" if 0 < s < 100 else f"{s:,.0f}"
+    return pd.DataFrame({
+        "accuracy, %": [plus_minus(m, s) for m, s in zip(table["mean"], table["std"])],
+        "paired difference": [plus_minus(m, s, sign="+") for m, s in zip(table["diff"], table["diff_std"])],
+        "seconds": table["seconds"].map(time).tolist(),
+        "of which pre-training": table["pretrain_seconds"].map(time).tolist(),
+        "examples processed": [f"{v:,.0f}" for v in table["examples"]],
+        "n": table["n"].tolist(),
+    }, index=pd.Index(table["method"], name="method"))
+
+def results_text(table: pd.DataFrame) -> str:
+    "The same table for a terminal, in aligned columns."
+    shown = show_results(table).reset_index().astype(str)
+    rows = [list(shown.columns), *shown.to_numpy().tolist()]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(shown.columns))]
+    align = [[r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))] for r in rows]
+    return "\n".join("  ".join(r) for r in align)
+
+# %% ../nbs/11_runs.ipynb #8f248d17
 def wants_run_folder(argv: list) -> bool:
     "Whether a papermill command names a run notebook of the project and no output path."
     from papermill.cli import papermill

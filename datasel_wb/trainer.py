@@ -340,10 +340,10 @@ class Training:
         model = self.ema.model if self.recipe.ema_decay else self.model
         splits = {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device)
                   for k, s in (("dev", self.data.dev), ("test", self.data.test)) if s is not None}
-        noisy = self.data.train.noisy
-        scores = {} if noisy is None else self.selector.report()
-        aurocs = {f"auroc/{k}": noise_auroc(v, noisy) for k, v in scores.items()}
-        return splits | ({"train": aurocs} if aurocs else {})
+        noisy, report = self.data.train.noisy, self.selector.report()
+        looks = {k: v.item() for k, v in report.items() if v.ndim == 0}
+        if noisy is not None: looks |= {f"auroc/{k}": noise_auroc(v, noisy) for k, v in report.items() if v.ndim}
+        return splits | ({"train": looks} if looks else {})
 
     def state(self) -> dict:
         "All that a resume needs; tensors, numbers and strings."
@@ -427,8 +427,9 @@ def examples_table(training: Training) -> pd.DataFrame:
     "One row per training example: id, place in the published set, labels, records, the selector's scores."
     train = training.data.train
     names = [train.classes[c] for c in train.y.tolist()]
+    scores = {k: v for k, v in training.selector.report().items() if v.ndim}
     return training.dynamics.table(source=train.source, label=train.y, **{"class": names}, clean_label=train.clean_y,
-                                   noisy=train.noisy, **training.selector.report())
+                                   noisy=train.noisy, **scores)
 
 # %% ../nbs/08_trainer.ipynb #75a7db0b
 def saved_model(

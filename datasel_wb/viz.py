@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'VERMILLION', 'GREY', 'COLOURS', 'WIDTH', 'HEIGHT', 'MAX_ROWS', 'X_TITLES', 'Y_TITLES', 'HEALTH', 'GROUPS',
-           'ROW', 'RESULTS', 'theme', 'method_colours', 'mimebundle', 'enable', 'over_seeds', 'curves',
-           'weights_over_time', 'diagnostics', 'score_histogram', 'Picture', 'image_grid', 'data_picture', 'comparison',
-           'show_results', 'results_text', 'save_png']
+           'ROW', 'theme', 'method_colours', 'mimebundle', 'enable', 'over_seeds', 'curves', 'weights_over_time',
+           'diagnostics', 'score_histogram', 'Picture', 'image_grid', 'data_picture', 'comparison', 'save_png']
 
 # %% ../nbs/12_viz.ipynb #1f34a128
 import base64
@@ -19,6 +18,8 @@ import numpy as np
 import pandas as pd
 import vl_convert as vlc
 from PIL import Image, ImageDraw, ImageFont
+
+from .runs import plus_minus
 
 # %% ../nbs/12_viz.ipynb #f6f7ac9d
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#7A7A7A"
@@ -477,14 +478,6 @@ def data_picture(
     return _tiles(tiles, title, each) | _class_bars(_counts(labels, wrong, names))
 
 # %% ../nbs/12_viz.ipynb #ec747ea3
-RESULTS = ("method", "n", "mean", "std", "diff", "diff_std", "seconds", "pretrain_seconds", "examples")
-
-def _pm(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
-    "`91.2 ± 0.3`, without the spread where there is none."
-    if pd.isna(mean): return "–"
-    return f"{mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
-
-# %% ../nbs/12_viz.ipynb #c861275f
 def comparison(
     results: pd.DataFrame,   # one row per method: method, n, mean, std
 ) -> alt.LayerChart:
@@ -492,7 +485,7 @@ def comparison(
     _need(results, "results", "method", "n", "mean", "std")
     std = results["std"].fillna(0)
     rows = results[["method", "n", "mean", "std"]].assign(low=results["mean"] - std, high=results["mean"] + std)
-    rows["label"] = [_pm(m, s) for m, s in zip(rows["mean"], rows["std"])]
+    rows["label"] = [plus_minus(m, s) for m, s in zip(rows["mean"], rows["std"])]
     look, n = method_colours(rows["method"]), f"n = {_seeds(rows['n'])}".replace("one seed", "1 seed")
     spread = "one run per method" if rows["std"].isna().all() else "bar: one standard deviation over seeds"
     title = alt.Title(f"final accuracy, {n}", subtitle=spread)
@@ -507,32 +500,6 @@ def comparison(
     return bar + dot.mark_circle(size=90, opacity=1) + text
 
 # %% ../nbs/12_viz.ipynb #964cbe78
-def show_results(
-    results: pd.DataFrame,   # one row per method, columns `RESULTS`
-) -> pd.DataFrame:           # strings, indexed by method
-    "The result table as a reader wants it: rounded, with spread, units in the headings."
-    _need(results, "results", *RESULTS)
-    def time(s): return "–" if pd.isna(s) else f"{s:,.1f}" if 0 < s < 100 else f"{s:,.0f}"
-    return pd.DataFrame({
-        "accuracy, %": [_pm(m, s) for m, s in zip(results["mean"], results["std"])],
-        "paired difference": [_pm(m, s, sign="+") for m, s in zip(results["diff"], results["diff_std"])],
-        "seconds": results["seconds"].map(time).tolist(),
-        "of which pre-training": results["pretrain_seconds"].map(time).tolist(),
-        "examples processed": [f"{v:,.0f}" if pd.notna(v) else "–" for v in results["examples"]],
-        "n": results["n"].tolist(),
-    }, index=pd.Index(results["method"], name="method"))
-
-def results_text(
-    results: pd.DataFrame,   # one row per method, columns `RESULTS`
-) -> str:                    # lines without trailing spaces
-    "The same table for a terminal, in aligned columns."
-    table = show_results(results).reset_index().astype(str)
-    rows = [list(table.columns), *table.to_numpy().tolist()]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(table.columns))]
-    align = [[r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))] for r in rows]
-    return "\n".join("  ".join(r) for r in align)
-
-# %% ../nbs/12_viz.ipynb #895dbaf2
 def save_png(
     chart,               # a chart of any function here, or a `Picture`
     path,                # where to; its folder must exist

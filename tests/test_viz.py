@@ -170,14 +170,6 @@ def test_data_picture_counts_and_marks(records):
     assert len(pictures.data) == 30 and (pictures.data["wrong"] == wrong[pictures.data["id"]]).all()
 
 
-def test_result_table_as_frame_and_text(records):
-    table = viz.show_results(records["results"])
-    assert table.loc["dds"].tolist() == ["91.2 ± 0.2", "+3.2 ± 0.2", "2,346", "100", "256,000", 3]
-    assert table.loc["infobatch", "accuracy, %"] == "88.5" and table.loc["uniform", "paired difference"] == "–"
-    lines = viz.results_text(records["results"]).splitlines()
-    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
-
-
 ERRORS = {
     "metrics lacks 'value'": lambda r: viz.curves(r["metrics"].drop(columns="value")),
     "metrics has no rows": lambda r: viz.curves(r["metrics"].iloc[:0]),
@@ -198,7 +190,6 @@ ERRORS = {
     "labels: 3 for 60 images": lambda r: viz.data_picture(r["images"], [0, 1, 2], "abc"),
     "labels: no example of the classes": lambda r: viz.data_picture(r["images"], r["labels"] + 50, list("abc")),
     "results lacks 'std'": lambda r: viz.comparison(r["results"].drop(columns="std")),
-    "results lacks 'diff', 'diff_std'": lambda r: viz.results_text(r["results"].drop(columns=["diff", "diff_std"])),
 }
 
 
@@ -210,4 +201,4 @@ def test_wrong_input_is_one_clear_sentence(message, records):
 
 def test_import_changes_nothing():
     code = "import altair as alt; a = alt.renderers.active, alt.theme.active; import datasel_wb.viz; assert a == (alt.renderers.active, alt.theme.active)"
-    subprocess.run([sys.executable, "-c", code + "; import sys; assert 'torch' not in sys.modules"], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,74 @@
+"""Accounting and run folders."""
+import json
+
+import pandas as pd
+import pytest
+
+from datasel_wb import runs
+from datasel_wb.data import DataRecipe, load_data
+from datasel_wb.scorer import DDSRecipe, Scorer
+from datasel_wb.trainer import Recipe, fit
+
+
+def row(method, seed, accuracy, pre=0.0):
+    return dict(method=method, seed=seed, accuracy=accuracy, seconds=100.0 + pre, pretrain_seconds=pre, examples=256_000)
+
+
+ROWS = [row("uniform", s, a) for s, a in enumerate((88.0, 87.0, 89.0))] + [row("dds", s, a, 50.0) for s, a in enumerate((91.0, 91.4, 91.2))]
+
+
+def test_differences_are_paired_by_seed():
+    table = runs.results(ROWS[::-1]).set_index("method")          # in whatever order the rows come
+    assert table.loc["dds", "n"] == 3 and abs(table.loc["dds", "diff"] - (3.0 + 4.4 + 2.2) / 3) < 1e-9
+    assert abs(table.loc["dds", "diff_std"] - pd.Series([3.0, 4.4, 2.2]).std()) < 1e-9
+    assert table.loc["dds", "seconds"] == 150 and table.loc["dds", "pretrain_seconds"] == 50
+    assert pd.isna(table.loc["uniform", "diff"])
+
+
+def test_table_for_readers():
+    shown = runs.show_results(runs.results(ROWS))
+    assert shown.loc["dds"].tolist() == ["91.2 ± 0.2", "+3.2 ± 1.1", "150", "50.0", "256,000", 3]
+    assert shown.loc["uniform", "paired difference"] == "–"
+    lines = runs.results_text(runs.results(ROWS)).splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+
+
+def test_a_run_written_and_read_back(tmp_path):
+    settings = runs.resolve({"recipe": "quick", "steps": 20, "warmup_steps": 2, "eval_every": 10, "n_train": 200}, runs.DDS_RECIPES,
+                            "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    data, run, records = load_data(settings.data), runs.open_run(settings, "dds-", tmp_path), []
+    for seed in (0, 1):
+        for method in ("uniform", "dds"):
+            selector = settings.dds.selector(Scorer.like(settings.train.build(data.train, 5))) if method == "dds" else None
+            records.append(runs.record(method, fit(settings.train, data, selector, seed, run.folder / f"{method}-{seed}")))
+    table = runs.finish(run, records)
+    uniform, dds = (table.set_index("method").loc[m] for m in ("uniform", "dds"))
+    # 20 steps of 128; DDS also sends 128 through the scorer, 128 dev examples and 128 alignments each step
+    assert uniform["examples"] == 20 * 128 and dds["examples"] == 4 * 20 * 128 and uniform.seconds < dds.seconds
+    pd.testing.assert_frame_equal(table, runs.read_results(run.folder))
+    assert runs.table(tmp_path)[["run", "method", "n"]].values.tolist() == [[run.folder.name, "uniform", 2], [run.folder.name, "dds", 2]]
+    examples = pd.read_parquet(run.folder / "examples.parquet")
+    assert len(examples) == 4 * 200 and examples.query("method == 'dds'").score.notna().all()
+    metrics = pd.read_parquet(run.folder / "metrics.parquet")
+    assert {"step", "epoch", "examples_seen", "seconds", "split", "name", "value", "method", "seed"} <= set(metrics.columns)
+    recipe = json.loads((run.folder / "recipe.json").read_text())
+    assert recipe["settings"]["steps"] == 20 and recipe["versions"]["torch"]
+    assert (run.folder / "dds-0" / "tb").is_dir()
+
+
+def test_reading_what_is_no_finished_run(tmp_path):
+    with pytest.raises(ValueError, match="no result.json"): runs.read_results(tmp_path)
+    assert runs.table(tmp_path).empty
+
+
+@pytest.mark.parametrize("name", runs.DDS_RECIPES)
+def test_every_recipe_is_valid(name):
+    runs.resolve({"recipe": name, "data_dir": None}, runs.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+
+
+def test_the_published_recipe_says_what_the_paper_and_its_command_line_say():
+    r = runs.resolve({"steps": 150_000}, runs.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    assert (r.train.model, r.train.batch_size, r.train.warmup_steps, r.train.lr_at(2499)) == ("wrn28-10", 1024, 2500, 0.4)
+    assert (r.train.bn_momentum, r.train.bn_eps, r.train.ema_decay, r.train.dropout) == (0.01, 1e-3, 0.9999, 0.1)
+    assert (r.data.dev_size, r.data.dev_from, r.data.randaugment, r.data.cutout, r.data.noise) == (5000, "first", 17, 16, 0.0)
+    assert (r.dds.scorer_clip, r.dds.scorer_lr, r.dds.scorer_steps, r.dds.scorer_sees) == (0.5, 1e-6, 100_000, "x")
