@@ -133,6 +133,7 @@ def setting(
     "A field of a settings dataclass, with its comment and its rule."
     return field(default=default, metadata={"doc": doc, "rule": rule})
 
+# %% ../nbs/00_core.ipynb #a61aeff8
 def _breach(value, kinds, rule) -> str:
     "What is wrong with a value, or an empty string."
     if value is None and type(None) in kinds: return ""

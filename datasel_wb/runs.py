@@ -36,6 +36,7 @@ class RunRecipe:
 
     def __post_init__(self): check_settings(self)
 
+# %% ../nbs/11_runs.ipynb #47d71abb
 def resolve(
     namespace: dict,          # the notebook's globals()
     recipes: dict,            # name -> {setting: value}; "quick" and a published default must be among them
@@ -57,7 +58,7 @@ def resolve(
     return SimpleNamespace(**{part: c(**{f.name: values[f.name] for f in fields(c) if f.name in values})
                               for part, c in classes.items()})
 
-# %% ../nbs/11_runs.ipynb #80351eb9
+# %% ../nbs/11_runs.ipynb #71263023
 _PUBLISHED = dict(
     dataset="cifar10", dev_from="first", dev_size=5000, flip=True, crop=4, randaugment=17, cutout=16,
     model="wrn28-10", dropout=0.1, bn_momentum=0.01, bn_eps=1e-3,
@@ -77,7 +78,7 @@ DDS_RECIPES = {
         scorer_sees="xy", scorer_clip=5.0, scorer_lr=0.01),
 }
 
-# %% ../nbs/11_runs.ipynb #89fd7e66
+# %% ../nbs/11_runs.ipynb #40ab6b76
 def project_root() -> Path:
     "The folder with the project's settings.ini, from the working folder or from where the package lies; else the working folder."
     for start in (Path.cwd(), Path(datasel_wb.__file__).parent):
@@ -86,12 +87,14 @@ def project_root() -> Path:
             if ini.exists() and "lib_name = datasel_wb" in ini.read_text(): return folder
     return Path.cwd()
 
+# %% ../nbs/11_runs.ipynb #a0b6bea0
 def commit() -> str:
     "The project's commit, with a + when files differ from it; empty outside git."
     def git(*args): return subprocess.run(["git", "-C", project_root(), *args], capture_output=True, text=True).stdout.strip()
     try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except OSError: return ""
 
+# %% ../nbs/11_runs.ipynb #2af7abd9
 class Run:
     "An open run folder, locked for this process."
     def __init__(self, folder: Path, settings: dict):
@@ -124,7 +127,7 @@ class Run:
         "Let go of the folder."
         self.lock.release()
 
-# %% ../nbs/11_runs.ipynb #40ab6b76
+# %% ../nbs/11_runs.ipynb #03a39bcb
 def open_run(
     settings: SimpleNamespace,  # what `resolve` gave
     prefix: str = "",           # of an automatic name
@@ -143,6 +146,7 @@ def open_run(
     _adopt_notebook(run.folder)
     return run
 
+# %% ../nbs/11_runs.ipynb #71e8e222
 def _adopt_notebook(folder: Path) -> None:
     "When papermill writes the executed notebook to a waiting file, move that file here and leave a link."
     waiting = Path(os.environ.get("DATASEL_NOTEBOOK", ""))
@@ -151,7 +155,7 @@ def _adopt_notebook(folder: Path) -> None:
     if waiting.exists(): os.replace(waiting, home)
     waiting.symlink_to(home)
 
-# %% ../nbs/11_runs.ipynb #03a39bcb
+# %% ../nbs/11_runs.ipynb #0ee81e60
 def record(
     method: str,
     training: Training,
@@ -165,6 +169,7 @@ def record(
     return {"method": method, "seed": training.seed, "accuracy": final, "seconds": training.seconds + before,
             "pretrain_seconds": before, "examples": examples(training) + examples(pretraining)}
 
+# %% ../nbs/11_runs.ipynb #349c99cb
 def results(
     records: list | pd.DataFrame,  # what `record` gave, for every method and seed
     baseline: str = "uniform",     # method of the paired differences
@@ -180,7 +185,7 @@ def results(
                      "diff_std": float("nan")} | paired | g[["seconds", "pretrain_seconds", "examples"]].mean().to_dict())
     return pd.DataFrame(rows)
 
-# %% ../nbs/11_runs.ipynb #45809964
+# %% ../nbs/11_runs.ipynb #ed2f7380
 def finish(run: Run, records: list) -> pd.DataFrame:
     "Write result.json and the joined tables; returns the result table. The folder is let go."
     for name in ("metrics", "examples"):
@@ -206,12 +211,13 @@ def table(folder=None) -> pd.DataFrame:
     frames = [read_results(r.parent).assign(run=r.parent.name) for r in runs]
     return pd.concat(frames, ignore_index=True).set_index("run").reset_index() if frames else pd.DataFrame(columns=["run", "method"])
 
-# %% ../nbs/11_runs.ipynb #0ee81e60
+# %% ../nbs/11_runs.ipynb #9e3d8772
 def plus_minus(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
     "`91.2 ± 0.3`, without the spread where there is none."
     if pd.isna(mean): return "–"
     return f"{mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
+# %% ../nbs/11_runs.ipynb #8985b140
 def show_results(
     table: pd.DataFrame,     # what `results` gave
 ) -> pd.DataFrame:           # strings, indexed by method
@@ -234,7 +240,7 @@ def results_text(table: pd.DataFrame) -> str:
     align = [[r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))] for r in rows]
     return "\n".join("  ".join(r) for r in align)
 
-# %% ../nbs/11_runs.ipynb #8f248d17
+# %% ../nbs/11_runs.ipynb #cf906eb4
 def wants_run_folder(argv: list) -> bool:
     "Whether a papermill command names a run notebook of the project and no output path."
     from papermill.cli import papermill
@@ -243,6 +249,7 @@ def wants_run_folder(argv: list) -> bool:
     ours = notebook.match("run_*.ipynb") and notebook.resolve().parent == project_root() / "nbs"
     return bool(ours and not params.get("output_path") and not params.get("help_notebook"))
 
+# %% ../nbs/11_runs.ipynb #e0c10f18
 def papermill_main(argv: list | None = None) -> int:
     "The papermill command of the project's environment; returns the exit status."
     from papermill.cli import papermill
@@ -256,6 +263,7 @@ def papermill_main(argv: list | None = None) -> int:
     try: return _run_notebook(papermill, [*argv, str(waiting)], waiting)
     finally: waiting.unlink(missing_ok=True)
 
+# %% ../nbs/11_runs.ipynb #760d055b
 def _run_notebook(papermill, argv: list, waiting: Path) -> int:
     import click
     from papermill.exceptions import PapermillExecutionError

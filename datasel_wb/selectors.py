@@ -94,6 +94,7 @@ class Seen(NamedTuple):
     losses: Tensor           # [B] nats
     weights: Tensor | None   # [B]; None: 1/B each
 
+# %% ../nbs/05_selectors.ipynb #76cc4eba
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
     needs = ()
@@ -155,11 +156,11 @@ class Selector(nn.Module):
         self.task.dev_rng.set_state(state["dev_rng"])
         self.task.passes, self.epoch_number = state["passes"], state["epoch"]
 
-# %% ../nbs/05_selectors.ipynb #ad563b65
+# %% ../nbs/05_selectors.ipynb #9da20652
 class Uniform(Selector):
     "Plain training: every example, equal weights."
 
-# %% ../nbs/05_selectors.ipynb #6e82eae5
+# %% ../nbs/05_selectors.ipynb #e01ae91e
 class _StaysOnDevice(TorchDispatchMode):
     "Raise on operations that bring a value to the host or make a shape out of values."
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "bincount")
@@ -186,7 +187,7 @@ def _assert_untouched(before, model, hook):
             assert same, f"{hook} changed the model's {what} {k!r}"
     assert before[2] == now[2], f"{hook} changed a module's training mode"
 
-# %% ../nbs/05_selectors.ipynb #e01ae91e
+# %% ../nbs/05_selectors.ipynb #d38ed918
 class _Trial:
     "A short training of a selector, with everything that a resume needs."
     def __init__(self, make, data, steps):
@@ -235,7 +236,7 @@ class _Trial:
         self.epoch = state.pop("epoch")
         for k, s in state.items(): self.parts[k].load_state_dict(s)
 
-# %% ../nbs/05_selectors.ipynb #d38ed918
+# %% ../nbs/05_selectors.ipynb #78688992
 def check_selector(
     make,             # () -> a fresh Selector
     steps: int = 50,  # of the trial; an epoch of the digits is 32

@@ -113,6 +113,7 @@ class Eager:
         torch.set_rng_state(state["cpu"])
         if "cuda" in state: torch.cuda.set_rng_state(state["cuda"])
 
+# %% ../nbs/08_trainer.ipynb #9b64b6b0
 def step_where(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
     "Step the optimizer, then take the step back unless `ok`, without reading `ok` on the host."
     params = [p for g in optimizer.param_groups for p in g["params"]]
@@ -122,7 +123,7 @@ def step_where(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     for k, t in tensors().items(): t.copy_(torch.where(ok, t, before.get(k, torch.zeros_like(t))))
 
-# %% ../nbs/08_trainer.ipynb #41fa2016
+# %% ../nbs/08_trainer.ipynb #53ef8c4c
 class EMA(nn.Module):
     "A copy of a model whose weights follow it as a moving average."
     def __init__(self, model: nn.Module, decay: float):
@@ -136,7 +137,7 @@ class EMA(nn.Module):
         mine, theirs = zip(*(p for p in pairs if p[0].is_floating_point()))
         torch._foreach_lerp_(list(mine), list(theirs), 1 - d)
 
-# %% ../nbs/08_trainer.ipynb #ccaf0ebb
+# %% ../nbs/08_trainer.ipynb #c19aa24f
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -157,7 +158,7 @@ def evaluate(
     out = {"loss": loss, "top1": 100 * top1}
     return out | ({"top5": 100 * top5} if examples.n_classes > 5 else {})
 
-# %% ../nbs/08_trainer.ipynb #034c7160
+# %% ../nbs/08_trainer.ipynb #30c68dec
 def write_atomic(path: Path, data: bytes) -> None:
     "Replace `path` by `data`, or leave it as it is. `OSError` when the disk refuses."
     tmp = path.with_name(path.name + ".tmp")
@@ -171,6 +172,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         tmp.unlink(missing_ok=True)
         raise OSError(e.errno, f"cannot save {path.name} ({e.strerror}); what was saved before is intact", str(path)) from e
 
+# %% ../nbs/08_trainer.ipynb #b41937b3
 class Checkpoints:
     "The saved states of one training in a folder: last, previous and best."
     def __init__(self, folder):
@@ -216,7 +218,7 @@ class Checkpoints:
         if problems: raise ValueError(f"{'; '.join(problems)}; delete {self.folder} to start anew")
         return None
 
-# %% ../nbs/08_trainer.ipynb #61a0ecc0
+# %% ../nbs/08_trainer.ipynb #128e32de
 class MetricLog:
     "Rows of logged values, in memory, as `metrics.parquet` and in TensorBoard."
     COLUMNS = ["step", "epoch", "examples_seen", "seconds", "split", "name", "value"]
@@ -244,13 +246,14 @@ class MetricLog:
         if self.path: write_frame(self.frame(), self.path)
         if self.board: self.board.flush()
 
+# %% ../nbs/08_trainer.ipynb #669cece1
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     "Write a Parquet file atomically."
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     write_atomic(Path(path), buffer.getbuffer())
 
-# %% ../nbs/08_trainer.ipynb #128e32de
+# %% ../nbs/08_trainer.ipynb #30151ce7
 class Training:
     "A model in training with its data, selector and records."
     PARTS = ("model", "ema", "optimizer", "selector", "loader", "dynamics")
@@ -367,12 +370,13 @@ class Training:
         self.batches = iter(self.loader)
         self.backend.set_rng_state(state["rng"])
 
-# %% ../nbs/08_trainer.ipynb #27c52998
+# %% ../nbs/08_trainer.ipynb #f7104ca4
 def progress_bar(total: int, done: int, label: str) -> tqdm:
     "A text bar that updates in place in a notebook or terminal; set `DATASEL_LOG_SECONDS` for a log file."
     pause = float(os.environ.get("DATASEL_LOG_SECONDS", 0.5))
     return tqdm(total=total, initial=done, desc=label, unit="step", file=sys.stdout, mininterval=pause, ncols=100)
 
+# %% ../nbs/08_trainer.ipynb #c829ef5c
 def fit(
     recipe: Recipe,
     data: Splits,
@@ -396,6 +400,7 @@ def fit(
     if folder: write_frame(examples_table(training), Path(folder) / "examples.parquet")
     return training
 
+# %% ../nbs/08_trainer.ipynb #8dc3b350
 def _train(training: Training, saved: Checkpoints | None, bar: tqdm) -> None:
     recipe, clock = training.recipe, time.perf_counter()
     def due(every): return training.steps_done % every == 0 or training.steps_done == recipe.steps
@@ -411,6 +416,7 @@ def _train(training: Training, saved: Checkpoints | None, bar: tqdm) -> None:
         if saved and due(recipe.save_every): _save(training, saved)
         clock = time.perf_counter()
 
+# %% ../nbs/08_trainer.ipynb #d57a70a1
 def _evaluate(training: Training, bar: tqdm) -> None:
     results = training.evaluate()
     for split, values in results.items(): training.log.add(training.where(), split, values)
@@ -431,7 +437,7 @@ def examples_table(training: Training) -> pd.DataFrame:
     return training.dynamics.table(source=train.source, label=train.y, **{"class": names}, clean_label=train.clean_y,
                                    noisy=train.noisy, **scores)
 
-# %% ../nbs/08_trainer.ipynb #75a7db0b
+# %% ../nbs/08_trainer.ipynb #8a7733a0
 def saved_model(
     folder,          # of a training, with checkpoints/ in it
     recipe: Recipe,  # names the network
