@@ -36,10 +36,11 @@ class Task:
         autocast=nullcontext,    # a context for the dev pass, e.g. bfloat16
         collectives=None,        # the global view of a batch
     ):
-        self.model, self.train, self.dev, self.steps = model, train, dev, steps
+        self.model, self.train, self.steps = model, train, steps
         self.n = len(train) if n is None and train is not None else n
         self.n_classes = train.n_classes if n_classes is None and train is not None else n_classes
         self.device = next(model.parameters()).device
+        self.dev = dev if dev is None else dev.to(self.device)
         known = train if train is not None else dev
         self.prepare = prepare or (Augment(mean=known.mean, std=known.std) if known is not None else None)
         self.dev_batch_size, self.loss_fn, self.autocast = dev_batch_size, loss_fn, autocast

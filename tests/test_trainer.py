@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from datasel_wb.data import Augment, DataRecipe, Loader, load_data
 from datasel_wb.models import make_model
+from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.trainer import Checkpoints, Eager, Recipe, Training, fit, saved_model, step_where
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=7, eval_every=20, save_every=15)
@@ -185,6 +186,20 @@ def test_cuda_without_cuda_is_refused():
 
 def test_a_batch_larger_than_the_split_is_refused(digits):
     with pytest.raises(ValueError, match="batch_size = 5000"): Training(replace(RECIPE, batch_size=5000), digits)
+
+
+def test_dds_under_bfloat16_autocast_is_resumable(tmp_path, digits):
+    "The accelerator's precision, on the CPU: half-precision logits and dev gradients, float32 rewards and scorer."
+    recipe = replace(RECIPE, precision="bfloat16")
+    def make(): return DDS(Scorer.like(recipe.build(digits.train, 9), clip=2.0), lr=0.01)
+    whole = fit(recipe, digits, make())
+    assert whole.selector.seen.logits.dtype == torch.bfloat16 and whole.selector.seen.losses.dtype == torch.float32
+    half = Training(recipe, digits, make())
+    with half.backend.own_random_state(0):
+        for _ in range(30): half.step()
+    Checkpoints(tmp_path / "checkpoints").save(half.state(), 30)
+    resumed = fit(recipe, digits, make(), folder=tmp_path)
+    assert same(whole.model.parameters(), resumed.model.parameters()) and same(whole.selector.scorer.parameters(), resumed.selector.scorer.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
