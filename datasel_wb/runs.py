@@ -73,9 +73,9 @@ DDS_RECIPES = {
         dataset="./imagenet", model="resnet50", image_size=224, crop=0, cutout=0, randaugment=0, dev_size=10_000,
         batch_size=4096, steps=40_000, warmup_steps=2500, scorer_steps=40_000, eval_batch_size=500),
     "quick": dict(   # ours
-        dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, noise_kind="flip",
+        dataset="digits", n_train=1047, dev_from="rest", dev_size=60, noise=0.4, noise_kind="flip",
         model="tiny_cnn", steps=400, seeds=3, scorer_steps=150, scorer_warmup_steps=20,
-        scorer_sees="xy", scorer_clip=5.0, scorer_lr=0.01),
+        scorer_sees="xy", scorer_clip=5.0, scorer_lr=0.01, dev_only=True),
 }
 
 # %% ../nbs/11_runs.ipynb #40ab6b76

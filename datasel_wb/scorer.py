@@ -156,6 +156,7 @@ class DDSRecipe:
     scorer_stage_lr: float = setting(0.1, "learning rate of that stage, per 256 examples", "positive")
     scorer_checkpoint: str | None = setting(None, "folder of a training whose best weights are the scorer's body; skips the stage")
     retrain: bool = setting(False, "also train a fresh model with the finished scorer (retrained DDS)")
+    dev_only: bool = setting(False, "also train on the dev split alone: what its labels are worth without any selection")
 
     def __post_init__(self): check_settings(self)
 
