@@ -9,6 +9,7 @@ __all__ = ['ALIGN', 'RULES', 'Batch', 'per_example_loss', 'evaluating', 'align',
 # %% ../nbs/00_core.ipynb #3bca72a7
 import difflib
 import hashlib
+import math
 from contextlib import contextmanager
 from dataclasses import field, fields
 from typing import NamedTuple, get_args, get_type_hints
@@ -140,6 +141,7 @@ def _breach(value, kinds, rule) -> str:
     names = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
     fits = type(value) in kinds or (float in kinds and type(value) is int)
     if not fits: return f"must be of type {names}"
+    if isinstance(value, float) and not math.isfinite(value): return "must be finite"
     if isinstance(rule, tuple): return "" if value in rule else f"must be one of {', '.join(map(str, rule))}"
     ok, text = RULES[rule]
     return "" if ok(value) else text

@@ -47,13 +47,13 @@ def resolve(
     classes = {"run": RunRecipe} | classes
     known = {f.name for c in classes.values() for f in fields(c)}
     plain = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")
-             and isinstance(v, (int, float, str, bool, list, dict, type(None)))}
+             and isinstance(v, (int, float, str, bool, list, tuple, dict, type(None)))}
     for name in plain:
         if name not in known: raise ValueError(f"{name}: no such parameter; {suggest(name, known)}")
     given = {k: v for k, v in plain.items() if v is not None}
     recipe = given.get("recipe", "auto")
     if recipe == "auto": recipe = published if "steps" in given else "quick"
-    if recipe not in recipes: raise ValueError(f"recipe = {recipe!r}: {suggest(str(recipe), [*recipes, 'auto'])}")
+    if not isinstance(recipe, str) or recipe not in recipes: raise ValueError(f"recipe = {recipe!r}: {suggest(str(recipe), [*recipes, 'auto'])}")
     values = recipes[recipe] | given | {"recipe": recipe}
     return SimpleNamespace(**{part: c(**{f.name: values[f.name] for f in fields(c) if f.name in values})
                               for part, c in classes.items()})
@@ -152,8 +152,13 @@ def _adopt_notebook(folder: Path) -> None:
     waiting = Path(os.environ.get("DATASEL_NOTEBOOK", ""))
     if not waiting.name or waiting.is_symlink(): return
     home = folder / "run.ipynb"
+    for stale in waiting.parent.glob(".waiting-*"):   # of killed commands of this run; its lock is ours
+        if stale.is_symlink() and stale.resolve() == home.resolve(): stale.unlink()
+    link = waiting.with_suffix(".link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(home)
     if waiting.exists(): os.replace(waiting, home)
-    waiting.symlink_to(home)
+    os.replace(link, waiting)
 
 # %% ../nbs/11_runs.ipynb #0ee81e60
 def record(
@@ -257,6 +262,7 @@ def papermill_main(argv: list | None = None) -> int:
     if not wants_run_folder(argv): return papermill.main(argv, prog_name="papermill")
     waiting = project_root() / "papermill_runs" / f".waiting-{os.getpid()}.ipynb"
     waiting.parent.mkdir(exist_ok=True)
+    waiting.unlink(missing_ok=True)   # a killed command of the same process number left its link
     os.environ["DATASEL_NOTEBOOK"] = str(waiting)
     os.environ.setdefault("DATASEL_LOG_SECONDS", "5")
     if not any(a in argv for a in ("--log-output", "--no-log-output", "--progress-bar", "--no-progress-bar")): argv.append("--log-output")

@@ -158,7 +158,10 @@ class DDSRecipe:
     retrain: bool = setting(False, "also train a fresh model with the finished scorer (retrained DDS)")
     dev_only: bool = setting(False, "also train on the dev split alone: what its labels are worth without any selection")
 
-    def __post_init__(self): check_settings(self)
+    def __post_init__(self):
+        check_settings(self)
+        if self.scorer_steps and self.scorer_warmup_steps >= self.scorer_steps:
+            raise ValueError(f"scorer_warmup_steps = {self.scorer_warmup_steps}: must be below scorer_steps = {self.scorer_steps}")
 
     def selector(self, scorer: Scorer) -> DDS:
         "DDS with these settings."

@@ -338,7 +338,7 @@ def test_the_link_of_a_killed_command_is_not_followed(misspelt):
     ({"stpes": 10}, "stpes: no such parameter; did you mean 'steps'?"),
     ({"noise": 1.0}, "noise = 1.0: must lie in [0, 1)"),
     ({"noise": -0.1}, "noise = -0.1: must lie in [0, 1)"),
-    ({"noise": float("nan")}, "noise = nan: must lie in [0, 1)"),
+    ({"noise": float("nan")}, "noise = nan: must be finite"),
     ({"noise_kind": "salt"}, "noise_kind = 'salt': must be one of flip, swap"),
     ({"keep_rates": "1,2"}, "keep_rates = '1,2': must be numbers in [0, 1]"),
     ({"scorer_sees": "y"}, "scorer_sees = 'y': must be one of x, xy"),
