@@ -164,15 +164,15 @@ def _adopt_notebook(folder: Path) -> None:
 def record(
     method: str,
     training: Training,
-    pretraining: Training | None = None,  # a stage whose cost belongs to the method
+    *stages: Training,  # earlier trainings whose cost belongs to the method
 ) -> dict:
     "What a result table needs of one training."
     log = training.log.frame()
     final = log[(log.split == "test") & (log.name == "top1")].value.iloc[-1]
-    def examples(t): return t.examples_seen + t.selector.task.passes if t else 0
-    before = pretraining.seconds if pretraining else 0.0
+    before = sum(t.seconds for t in stages)
+    examples = sum(t.examples_seen + t.selector.task.passes for t in (training, *stages))
     return {"method": method, "seed": training.seed, "accuracy": final, "seconds": training.seconds + before,
-            "pretrain_seconds": before, "examples": examples(training) + examples(pretraining)}
+            "pretrain_seconds": float(before), "examples": examples}
 
 # %% ../nbs/11_runs.ipynb #349c99cb
 def results(

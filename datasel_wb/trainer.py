@@ -246,6 +246,11 @@ class MetricLog:
         if self.path: write_frame(self.frame(), self.path)
         if self.board: self.board.flush()
 
+    def close(self) -> None:
+        "Let go of the TensorBoard file; the rows stay."
+        if self.board: self.board.close()
+        self.board = None
+
 # %% ../nbs/08_trainer.ipynb #669cece1
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     "Write a Parquet file atomically."
@@ -394,9 +399,12 @@ def fit(
     with training.backend.own_random_state(seed):
         if saved and (state := saved.load()): training.load_state(state)
         training.log = MetricLog(folder, training.steps_done)
-        if training.steps_done == recipe.steps: return training
+        if training.steps_done == recipe.steps:
+            training.log.close()
+            return training
         with progress_bar(recipe.steps, training.steps_done, label or type(training.selector).__name__) as bar:
             _train(training, saved, bar)
+    training.log.close()
     if folder: write_frame(examples_table(training), Path(folder) / "examples.parquet")
     return training
 
