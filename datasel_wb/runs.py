@@ -281,6 +281,9 @@ def _run_notebook(papermill, argv: list, waiting: Path) -> int:
     except PapermillExecutionError as e:
         print(f"\n{e.ename}: {e.evalue}", file=sys.stderr)
         status = 1
+    except click.Abort:   # Ctrl-C
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        status = 130
     if waiting.is_symlink():
         folder = waiting.resolve().parent
         if status == 0 and (folder / "result.json").exists(): print("\n" + results_text(read_results(folder)))
