@@ -44,6 +44,7 @@ class Dynamics(nn.Module):
         self.presentations.index_add_(0, idx, torch.ones_like(correct))
         for group in self.group_of[:, idx]:
             self.group_sum.index_add_(1, group, torch.stack([relative.float(), torch.ones_like(correct)]))
+
     def read_groups(self) -> dict:
         "Mean relative weight of every group seen since the last reading, `weight/<group>` -> float; starts anew."
         total, count = self.group_sum.tolist()

@@ -34,7 +34,10 @@ class RunRecipe:
     seed: int = setting(0, "first seed", "natural")
     seeds: int = setting(1, "paired repetitions, with the seeds seed, seed + 1, ...", "positive")
 
-    def __post_init__(self): check_settings(self)
+    def __post_init__(self):
+        check_settings(self)
+        if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name.startswith(".")):
+            raise ValueError(f"name = {self.name!r}: must be a plain folder name")
 
 # %% ../nbs/11_runs.ipynb #47d71abb
 def resolve(

@@ -292,6 +292,7 @@ class Training:
         self.seconds, self.dev_top1, self.best = 0.0, -math.inf, -math.inf
         self.meters = torch.zeros(3, device=device)              # sums since the last log: loss, gradient norm, steps
         self.skips = torch.zeros(3, dtype=torch.int64, device=device)  # skipped in all, in a row now, longest row
+
     def next_batch(self):
         "The next batch of this epoch or of a new one."
         while (batch := next(self.batches, None)) is None:
@@ -399,13 +400,12 @@ def fit(
     with training.backend.own_random_state(seed):
         if saved and (state := saved.load()): training.load_state(state)
         training.log = MetricLog(folder, training.steps_done)
-        if training.steps_done == recipe.steps:
-            training.log.close()
-            return training
-        with progress_bar(recipe.steps, training.steps_done, label or type(training.selector).__name__) as bar:
-            _train(training, saved, bar)
+        if training.steps_done < recipe.steps:
+            with progress_bar(recipe.steps, training.steps_done, label or type(training.selector).__name__) as bar:
+                _train(training, saved, bar)
     training.log.close()
-    if folder: write_frame(examples_table(training), Path(folder) / "examples.parquet")
+    examples = Path(folder or ".") / "examples.parquet"
+    if folder and not examples.exists(): write_frame(examples_table(training), examples)   # also after a kill at the very end
     return training
 
 # %% ../nbs/08_trainer.ipynb #8dc3b350

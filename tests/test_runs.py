@@ -56,6 +56,11 @@ def test_a_run_written_and_read_back(tmp_path):
     assert (run.folder / "dds-0" / "tb").is_dir()
 
 
+@pytest.mark.parametrize("name", ["../x", "/abs", ".", "..", "", "a/b", ".hidden"])
+def test_a_name_cannot_leave_the_folder_of_runs(name):
+    with pytest.raises(ValueError, match="must be a plain folder name"): runs.RunRecipe(name=name)
+
+
 def test_reading_what_is_no_finished_run(tmp_path):
     with pytest.raises(ValueError, match="no result.json"): runs.read_results(tmp_path)
     assert runs.table(tmp_path).empty

@@ -139,6 +139,14 @@ def test_truncated_checkpoint_falls_back_and_says_so(tmp_path, digits):
     with pytest.raises(ValueError, match="damaged.*to start anew"): fit(RECIPE, digits, folder=tmp_path)
 
 
+def test_killed_after_the_last_checkpoint_still_writes_its_examples(tmp_path, digits):
+    fit(RECIPE, digits, folder=tmp_path)
+    table = pd.read_parquet(tmp_path / "examples.parquet")
+    (tmp_path / "examples.parquet").unlink()   # as if the process had died between the two files
+    fit(RECIPE, digits, folder=tmp_path)
+    pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "examples.parquet"), check_exact=True)
+
+
 def test_checkpoint_of_another_training_or_model_is_refused(tmp_path, digits):
     fit(replace(RECIPE, steps=15), digits, folder=tmp_path)
     with pytest.raises(ValueError, match="another training; steps: 15 there, 60 here"): fit(RECIPE, digits, folder=tmp_path)
