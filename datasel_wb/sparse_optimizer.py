@@ -39,13 +39,16 @@ class SparseSGD(torch.optim.Optimizer):
         if nesterov and (momentum == 0 or dampening): raise ValueError("nesterov = True: needs a momentum above 0 and no dampening")
         super().__init__(params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov))
 
-    def step(self, ids: Tensor | None = None) -> None:
-        "Update the entries of the sparse gradients; for dense gradients those of `ids` [B]. `ValueError` on ids out of range (on the CPU)."
+    def step(self,
+        ids: Tensor | None = None,   # [B] ids of the batch; sparse gradients bring their own
+        grad: Tensor | None = None,  # [B, ...] gradients of these entries, for an optimizer of one tensor; None: those in `.grad`
+    ) -> None:
+        "Update the entries of the batch. `ValueError` on ids out of range (on CUDA an assertion of the device)."
         with torch.no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
-                    if p.grad is None: continue
-                    try: self._update(p, group, *_gradient(p, ids))
+                    if grad is None and p.grad is None: continue
+                    try: self._update(p, group, *(_gradient(p, ids) if grad is None else (ids, grad, True)))
                     except IndexError as e: raise ValueError(f"ids: must lie in 0..{len(p) - 1} ({e})") from None
 
     step.hooked = True   # torch's profiling wrapper around `step` would cost more than the step

@@ -30,16 +30,21 @@ def random_steps(n=40, batch=16, steps=500):
     return [(torch.randint(n, (batch,), generator=g), torch.randn(batch, generator=g) / 4) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("given", ["sparse", "dense", "entries"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_equals_a_loop_over_entries(options, sparse):
+def test_equals_a_loop_over_entries(options, given):
     start, steps = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), random_steps()
     s = start.clone()
     opt = SparseSGD([s], **options)
     for ids, g in steps:
-        s.grad = torch.sparse_coo_tensor(ids[None], g.double(), s.shape)
-        if not sparse: s.grad = s.grad.to_dense()
-        opt.step(None if sparse else ids)
+        grad = torch.sparse_coo_tensor(ids[None], g.double(), s.shape)
+        if given == "entries": opt.step(ids, g.double())
+        elif given == "dense":
+            s.grad = grad.to_dense()
+            opt.step(ids)
+        else:
+            s.grad = grad
+            opt.step()
     assert (s - by_loop(start, steps, **options)).abs().max() <= 1e-6
 
 
