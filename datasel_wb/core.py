@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIGN', 'RULES', 'Batch', 'per_example_loss', 'evaluating', 'align', 'seeded', 'Collectives', 'setting',
-           'check_settings', 'suggest']
+           'check_settings', 'check', 'suggest']
 
 # %% ../nbs/00_core.ipynb #3bca72a7
 import difflib
@@ -153,6 +153,11 @@ def check_settings(settings) -> None:
         value, kinds = getattr(settings, f.name), get_args(hints[f.name]) or (hints[f.name],)
         if wrong := _breach(value, kinds, f.metadata.get("rule", "any")):
             raise ValueError(f"{f.name} = {value!r}: {wrong}")
+
+def check(rule: str | tuple, **values) -> None:
+    "Raise one `ValueError` for the first number that breaks a rule: `check(\"share\", r=r)`."
+    for name, value in values.items():
+        if wrong := _breach(value, (float,), rule): raise ValueError(f"{name} = {value!r}: {wrong}")
 
 def suggest(word: str, known) -> str:
     "A hint for a misspelt name: the nearest known one, or all of them."

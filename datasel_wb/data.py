@@ -6,7 +6,8 @@
 __all__ = ['OPS', 'IMAGE_FILES', 'NOISE', 'STATS', 'IMAGENET_STATS', 'DATASETS', 'Split', 'Examples', 'pick_pixels', 'flip_crop',
            'warp', 'randaugment', 'cutout', 'Augment', 'Loader', 'eval_batches', 'list_tree', 'read_image',
            'crop_window', 'load_image', 'load_images', 'FolderExamples', 'flip_labels', 'swap_images', 'thin_classes',
-           'pixel_stats', 'load_digits_splits', 'DataRecipe', 'load_tree', 'Splits', 'load_data', 'make_augment']
+           'noise_pixels', 'permute_pixels', 'changed_labels', 'apply_changes', 'pixel_stats', 'load_digits_splits',
+           'DataRecipe', 'load_tree', 'Splits', 'load_data', 'make_augment']
 
 # %% ../nbs/01_data.ipynb #f49b3cc0
 import copy
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Iterator, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -605,6 +607,82 @@ def thin_classes(
     return split.select((rank < keep[split.y]).nonzero()[:, 0])
 
 # %% ../nbs/01_data.ipynb #4bf0ec15
+_BLOCK = 64  # images changed at a time
+
+def _not_streamed(what: str) -> ValueError:
+    return ValueError(f"{what}: needs a set held in memory, this one is streamed from disk (see memory_gb)")
+
+def noise_pixels(
+    split: Split,                # uint8 images, held in memory
+    share: float,                # probability of each pixel position to be chosen, in [0, 1)
+    std: float,                  # of the noise, on the 0..255 scale
+    generator: torch.Generator,  # on the CPU
+) -> Split:
+    "Gaussian noise of mean 120 added to pixels chosen at random. `ValueError` unless uint8 and in memory."
+    if split.images != "x": raise _not_streamed(f"pixel_noise = {share}")
+    if split.x.dtype != torch.uint8: raise ValueError(f"pixel_noise = {share}: needs uint8 images, not {split.x.dtype}")
+    new, (c, h, w) = copy.copy(split), split.shape
+    new.x = torch.empty_like(split.x, memory_format=torch.contiguous_format)
+    for x, out in zip(split.x.split(_BLOCK), new.x.split(_BLOCK)):
+        chosen = torch.rand(_BLOCK, 1, h, w, generator=generator)[:len(x)].to(x.device) < share
+        noise = 120 + std * torch.randn(_BLOCK, c, h, w, generator=generator)[:len(x)].to(x.device)
+        out.copy_(torch.where(chosen, (x + noise).round().clamp(0, 255).to(torch.uint8), x))
+    return new
+
+# %% ../nbs/01_data.ipynb #98943fa8
+def permute_pixels(
+    split: Split,   # held in memory
+    order: Tensor,  # [H * W] the source position of each pixel, int64: a permutation
+) -> Split:
+    "The pixel positions of all images in one new order. `ValueError` unless in memory and a permutation."
+    if split.images != "x": raise _not_streamed("permute_pixels = True")
+    n = math.prod(split.shape[1:])
+    if not torch.equal(order.cpu().sort().values, torch.arange(n)):
+        raise ValueError(f"order: must be a permutation of the {n} pixel positions 0..{n - 1}")
+    new = copy.copy(split)
+    new.x = torch.empty_like(split.x, memory_format=torch.contiguous_format)
+    for x, out in zip(split.x.split(_BLOCK), new.x.split(_BLOCK)):
+        out.copy_(x.flatten(2)[:, :, order.to(x.device)].view_as(out))
+    return new
+
+# %% ../nbs/01_data.ipynb #f2cef9a7
+def changed_labels(split: Split) -> pd.DataFrame:
+    "One row per label that differs from the clean one, by id: `id`, `source`, `label`, `clean_label`. `ValueError` if those are unknown."
+    if split.clean_y is None and split.noisy is not None and split.noisy.any():
+        raise ValueError(f"clean_y = None: the clean labels of {int(split.noisy.sum())} noisy examples are not known")
+    clean = split.y if split.clean_y is None else split.clean_y
+    ids = (split.y != clean).nonzero()[:, 0]
+    columns = dict(id=ids, source=split.source[ids], label=split.y[ids], clean_label=clean[ids])
+    return pd.DataFrame({name: t.cpu().numpy() for name, t in columns.items()})
+
+def _column(frame: pd.DataFrame, name: str, n: int) -> Tensor:
+    "A column as int64. `ValueError` unless it holds whole numbers in 0..n-1."
+    if name not in frame: raise ValueError(f"column {name!r} is missing; there are {', '.join(map(str, frame.columns))}")
+    values = pd.to_numeric(frame[name], errors="coerce").to_numpy(float, na_value=np.nan)
+    if (bad := ~((values >= 0) & (values < n) & (np.floor(values) == values))).any():
+        raise ValueError(f"{name} = {frame[name].iloc[int(bad.argmax())]}: must be a whole number in 0..{n - 1}")
+    return torch.from_numpy(values).long()
+
+# %% ../nbs/01_data.ipynb #5d832fbc
+def apply_changes(
+    split: Split,         # with the labels that the list calls clean
+    frame: pd.DataFrame,  # columns id, label, clean_label, one row per change; others are ignored
+) -> Split:
+    "The split with the labels of a list. `ValueError` on a bad id or label, or a list made for other data."
+    sizes = {"id": len(split), "label": split.n_classes, "clean_label": split.n_classes}
+    ids, label, clean = (_column(frame, name, n).to(split.y.device) for name, n in sizes.items())
+    if len(twice := frame["id"][frame["id"].duplicated()]): raise ValueError(f"id = {twice.iloc[0]}: must occur only once in a list")
+    if (bad := split.y[ids] != clean).any():
+        i = int(bad.nonzero()[0])
+        raise ValueError(f"clean_label = {int(clean[i])} for id {int(ids[i])}: the split has label {int(split.y[ids[i]])} there, "
+                         "the list is from another dataset")
+    new = copy.copy(split)
+    new.y, new.clean_y = split.y.clone(), split.y
+    new.y[ids] = label
+    new.noisy = new.y != new.clean_y
+    return new
+
+# %% ../nbs/01_data.ipynb #736b51b4
 STATS = {"mnist": ((0.1307,), (0.3081,)),
          "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
          "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))}
@@ -628,7 +706,7 @@ def load_digits_splits() -> tuple:  # train (1,297) and test (500) `Examples`
     mean, std = pixel_stats(x[500:])
     return tuple(Examples(x[at], y[at], range(10), mean=mean, std=std) for at in (slice(500, None), slice(0, 500)))
 
-# %% ../nbs/01_data.ipynb #98943fa8
+# %% ../nbs/01_data.ipynb #7c26ff79
 @dataclass(frozen=True)
 class DataRecipe:
     "Which data, what is held out of it, what is made wrong, how it is augmented."
@@ -640,6 +718,9 @@ class DataRecipe:
     dev_from: str = setting("first", "dev split: the first examples, or those after the training examples", ("first", "rest"))
     noise: float = setting(0.0, "share of the training examples to corrupt", "share")
     noise_kind: str = setting("flip", "flip labels, or swap images among the first ones", tuple(NOISE))
+    pixel_noise: float = setting(0.0, "share of the pixels of each training image to add Gaussian noise of mean 120 to", "share")
+    pixel_noise_std: float = setting(30.0, "standard deviation of the pixel noise, grey levels 0..255", "positive")
+    permute_pixels: bool = setting(False, "reorder the pixels of train, dev and test by one permutation, drawn from data_seed")
     keep_rates: str | None = setting(None, "share of each class kept in training, comma-separated: 1,1,0.1,...")
     data_seed: int = setting(0, "draws noise and imbalance", "natural")
     flip: bool = setting(False, "mirror images at random")
@@ -653,7 +734,7 @@ class DataRecipe:
         check_settings(self)
         _check_recipe(self)
 
-# %% ../nbs/01_data.ipynb #85f69fe9
+# %% ../nbs/01_data.ipynb #9814fa99
 def _rates(text: str) -> list:
     "The numbers of `keep_rates`; `ValueError` unless all lie in [0, 1]."
     try: rates = [float(t) for t in text.split(",")]
@@ -670,7 +751,7 @@ def _check_recipe(r: DataRecipe) -> None:
     elif not ({"/", os.sep} & set(r.dataset) or Path(r.dataset).is_dir()):
         raise ValueError(f"dataset = {r.dataset!r}: neither a known data set nor a folder; {suggest(r.dataset, DATASETS)}")
 
-# %% ../nbs/01_data.ipynb #275a316f
+# %% ../nbs/01_data.ipynb #0fb1917d
 def load_tree(
     root,                # folder with train/ and test/ (or val/)
     recipe: DataRecipe,  # image_size, memory_gb, skip_corrupt
@@ -690,7 +771,7 @@ def load_tree(
     if loaded[0][0][0].shape[1:] != loaded[1][0][0].shape[1:]: raise ValueError(f"{root}: train and test images differ in size; set image_size")
     return tuple(Examples(x, y[kept], names, kept, mean=mean, std=std) for (x, kept), y, names in loaded)
 
-# %% ../nbs/01_data.ipynb #87c2820a
+# %% ../nbs/01_data.ipynb #b679b72e
 def _first_shape(files, recipe, channels) -> tuple:
     "Shape of the images to come, from the first readable one."
     if recipe.image_size: return channels, recipe.image_size, recipe.image_size
@@ -700,11 +781,13 @@ def _first_shape(files, recipe, channels) -> tuple:
         if not recipe.skip_corrupt: raise image
     raise ValueError(f"none of {len(files)} image files could be read")
 
-# %% ../nbs/01_data.ipynb #f2cef9a7
+# %% ../nbs/01_data.ipynb #f68f3095
 def _on_disk(files, y, classes, recipe, channels, stats, gb) -> FolderExamples:
     "A streamed split; unreadable files are found by decoding everything once, if they are to be left out."
     if recipe.image_size is None:
         raise ValueError(f"image_size = None: a folder of {gb:.1f} GB, above memory_gb = {recipe.memory_gb}, is streamed and needs one size")
+    for name in ("pixel_noise", "permute_pixels"):
+        if value := getattr(recipe, name): raise _not_streamed(f"{name} = {value}")
     mean, std = stats or (IMAGENET_STATS if channels == 3 else STATS["mnist"])
     whole = FolderExamples(files, y, classes, recipe.image_size, channels, mean=mean, std=std)
     if not recipe.skip_corrupt: return whole
@@ -720,7 +803,7 @@ def _unreadable(file, channels) -> str:
     image = _try_load(file, None, channels)
     return str(image) if isinstance(image, ValueError) else ""
 
-# %% ../nbs/01_data.ipynb #5d832fbc
+# %% ../nbs/01_data.ipynb #2c725111
 def _published(recipe: DataRecipe) -> tuple:
     "Training and test set of mnist, cifar10 or cifar100 from the data folder."
     name, root = recipe.dataset, recipe.data_dir or os.environ.get("DATASEL_DATA")
@@ -739,7 +822,7 @@ def _published(recipe: DataRecipe) -> tuple:
                         mean=stats[0], std=stats[1])
     return tuple(map(pack, sets))
 
-# %% ../nbs/01_data.ipynb #30939e12
+# %% ../nbs/01_data.ipynb #27a5745d
 class Splits(NamedTuple):
     "Training, dev and test split; dev is None when nothing is held out."
     train: Split
@@ -756,17 +839,23 @@ def _held_out(n: int, r: DataRecipe) -> tuple:
     if r.dev_from == "first": return at[r.dev_size:r.dev_size + k], at[:r.dev_size]
     return at[:k], at[k:k + r.dev_size]
 
+# %% ../nbs/01_data.ipynb #15e1b566
 def load_data(recipe: DataRecipe) -> Splits:
-    "The splits of a recipe. Noise and imbalance touch the training split only. `ValueError` says what does not fit."
+    "The splits of a recipe; noise and imbalance touch the training split only. `ValueError` says what does not fit."
     known = {"digits": lambda r: load_digits_splits(), **dict.fromkeys(STATS, _published)}
     train, test = known.get(recipe.dataset, lambda r: load_tree(r.dataset, r))(recipe)
     mine, held = _held_out(len(train), recipe)
     train, dev = train.select(mine), train.select(held) if len(held) else None
+    if recipe.pixel_noise:
+        train = noise_pixels(train, recipe.pixel_noise, recipe.pixel_noise_std, seeded(recipe.data_seed, "pixels"))
     if recipe.keep_rates is not None: train = thin_classes(train, _rates(recipe.keep_rates), seeded(recipe.data_seed, "imbalance"))
     if recipe.noise: train = NOISE[recipe.noise_kind](train, recipe.noise, seeded(recipe.data_seed, "noise"))
-    return Splits(train, dev, test)
+    splits = Splits(train, dev, test)
+    if not recipe.permute_pixels: return splits
+    order = torch.randperm(math.prod(train.shape[1:]), generator=seeded(recipe.data_seed, "permutation"))
+    return Splits(*(None if s is None else permute_pixels(s, order) for s in splits))
 
-# %% ../nbs/01_data.ipynb #a2a800b6
+# %% ../nbs/01_data.ipynb #d405ae57
 def make_augment(recipe: DataRecipe, train: Split) -> Augment:
     "The training augmentation of a recipe, normalised like `train`."
     return Augment(recipe.flip, recipe.crop, recipe.randaugment, recipe.cutout, train.mean, train.std)

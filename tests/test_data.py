@@ -8,6 +8,7 @@ import warnings
 from fractions import Fraction
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment, _apply_op
 
 from datasel_wb.core import seeded
-from datasel_wb.data import (OPS, Augment, DataRecipe, Examples, FolderExamples, Loader, crop_window, eval_batches, flip_labels,
-                             list_tree, load_data, load_digits_splits, load_image, load_images, randaugment,
-                             swap_images, thin_classes)
+from datasel_wb.data import (OPS, Augment, DataRecipe, Examples, FolderExamples, Loader, apply_changes, changed_labels, crop_window,
+                             eval_batches, flip_labels, list_tree, load_data, load_digits_splits, load_image, load_images,
+                             noise_pixels, permute_pixels, randaugment, swap_images, thin_classes)
 
 DIGITS, TEST = load_digits_splits()
 
@@ -298,6 +299,159 @@ def test_noise_and_imbalance_touch_only_train(kind):
     assert not torch.equal(again.train.noisy, load_data(DataRecipe(noise=0.4, noise_kind=kind)).train.noisy)
 
 
+# ---- pixels
+
+def even(value, n=1000, channels=3):
+    "Images of one grey level."
+    return Examples(torch.full((n, channels, 9, 7), value, dtype=torch.uint8), torch.arange(n) % 2, "ab", mean=(0.1,), std=(0.2,))
+
+
+@pytest.mark.parametrize("share,std,channels", [(0.05, 30.0, 1), (0.3, 30.0, 3), (0.9, 5.0, 3)])
+def test_pixel_noise_has_its_share_mean_and_deviation(share, std, channels):
+    "On level 10 neither end of 0..255 is within 4 standard deviations, so all noise is seen as drawn."
+    split = even(10, channels=channels)
+    noisy = noise_pixels(split, share, std, seeded(0, "t"))
+    added = noisy.x.double() - 10
+    chosen = (added != 0).any(1)
+    n = chosen.numel()
+    assert abs(chosen.double().mean() - share) < 4 * (share * (1 - share) / n) ** 0.5
+    per_place = chosen.double().mean(0)                    # no position is preferred
+    assert ((per_place - share).abs() < 5 * (share * (1 - share) / len(split)) ** 0.5).all()
+    seen = added.permute(0, 2, 3, 1)[chosen]               # [chosen pixels, C]
+    assert (seen.mean(0) - 120).abs().max() < 4 * std / len(seen) ** 0.5
+    assert (seen.std(0) / std - 1).abs().max() < 4 / (2 * len(seen)) ** 0.5 + 0.005   # rounding adds 1/12 to the variance
+    if channels == 3: assert (torch.corrcoef(seen.T) - torch.eye(3)).abs().max() < 4 / len(seen) ** 0.5   # channels independent
+    assert (split.x == 10).all() and noisy.y is split.y and noisy.noisy is None and (noisy.mean, noisy.std) == (split.mean, split.std)
+
+
+def test_pixel_noise_equals_the_definition(photos):
+    "One pixel after another from the same uniform and normal numbers, clipped at both ends."
+    split, std = Examples(photos, torch.arange(24) % 2, "ab"), 90.0
+    noisy, g = noise_pixels(split, 0.4, std, seeded(3, "t")), seeded(3, "t")
+    u, e = torch.rand(64, 1, 32, 32, generator=g), torch.randn(64, 3, 32, 32, generator=g)
+    for i, r, c in torch.cartesian_prod(torch.arange(0, 24, 5), torch.arange(0, 32, 3), torch.arange(0, 32, 5)).tolist():
+        for k in range(3):
+            old, now = int(photos[i, k, r, c]), int(noisy.x[i, k, r, c])
+            exact = old if u[i, 0, r, c] >= 0.4 else min(max(old + 120 + std * float(e[i, k, r, c]), 0.0), 255.0)
+            assert abs(now - exact) <= 0.501
+    assert torch.equal(noisy.x[(u[:24] >= 0.4).expand(-1, 3, -1, -1)], photos[(u[:24] >= 0.4).expand(-1, 3, -1, -1)])
+    assert noisy.x.min() == 0 and noisy.x.max() == 255     # clipped, not wrapped
+    assert (noise_pixels(even(255), 0.5, 1.0, seeded(0, "t")).x == 255).all()
+
+
+def test_pixel_noise_of_an_image_depends_on_its_place_alone():
+    whole = noise_pixels(even(10, n=200), 0.3, 30.0, seeded(0, "t"))
+    for n in (1, 63, 64, 65, 199): assert torch.equal(noise_pixels(even(10, n=n), 0.3, 30.0, seeded(0, "t")).x, whole.x[:n])
+    assert not torch.equal(whole.x[:64], whole.x[64:128])  # but blocks differ
+    assert not torch.equal(noise_pixels(even(10, n=200), 0.3, 30.0, seeded(1, "t")).x, whole.x)
+
+
+def test_permutation_moves_whole_pixels(photos):
+    split = Examples(photos[:, :, :31, :27].repeat(4, 1, 1, 1), torch.arange(96) % 2, "ab")
+    order = torch.randperm(31 * 27, generator=seeded(0, "t"))
+    mixed = permute_pixels(split, order)
+    for p in (0, 1, 26, 27, 400, 836):
+        q = int(order[p])
+        assert torch.equal(mixed.x[:, :, p // 27, p % 27], split.x[:, :, q // 27, q % 27])
+    assert torch.equal(permute_pixels(mixed, order.argsort()).x, split.x) and not torch.equal(mixed.x, split.x)
+    for bad in (order[:-1], order.clamp_min(1), order + 1):
+        with pytest.raises(ValueError, match="permutation of the 837 pixel positions 0..836"): permute_pixels(split, bad)
+
+
+def test_recipe_permutes_every_split_alike_and_noises_train_only():
+    plain, mixed = load_data(DataRecipe()), load_data(DataRecipe(permute_pixels=True))
+    order = torch.randperm(64, generator=seeded(0, "permutation"))
+    for a, b in zip(plain, mixed): assert torch.equal(b.x.flatten(2), a.x.flatten(2)[:, :, order]) and torch.equal(a.y, b.y)
+    noisy = load_data(DataRecipe(pixel_noise=0.2))
+    assert not torch.equal(noisy.train.x, plain.train.x) and noisy.train.mean == plain.train.mean
+    for name in ("dev", "test"): assert torch.equal(getattr(noisy, name).x, getattr(plain, name).x)
+    for field in ({"permute_pixels": True}, {"pixel_noise": 0.2}):
+        a, b, again = (load_data(DataRecipe(**field, data_seed=s)).train.x for s in (0, 1, 0))
+        assert torch.equal(a, again) and not torch.equal(a, b)
+    assert load_data(DataRecipe(permute_pixels=True, dev_size=0)).dev is None
+
+
+def test_pixel_noise_is_paired_with_the_other_settings():
+    "The same image has the same noise with fewer examples, label noise, imbalance, or a permutation."
+    base = load_data(DataRecipe(pixel_noise=0.2)).train
+    fewer = load_data(DataRecipe(pixel_noise=0.2, n_train=100)).train
+    flipped = load_data(DataRecipe(pixel_noise=0.2, noise=0.4)).train
+    thin = load_data(DataRecipe(pixel_noise=0.2, keep_rates="1,1,1,1,1,.5,.5,.5,.5,.5")).train
+    mixed = load_data(DataRecipe(pixel_noise=0.2, permute_pixels=True)).train
+    assert torch.equal(fewer.x, base.x[:100]) and torch.equal(flipped.x, base.x) and torch.equal(thin.x, base.x[thin.source - 250])
+    assert torch.equal(permute_pixels(mixed, torch.randperm(64, generator=seeded(0, "permutation")).argsort()).x, base.x)
+    assert torch.equal(flipped.y, load_data(DataRecipe(noise=0.4)).train.y)
+
+
+def test_pixels_want_a_set_in_memory(tree):
+    stream = dict(dataset=str(tree), dev_size=0, image_size=24, memory_gb=1e-6)
+    says("pixel_noise = 0.2", "held in memory", pixel_noise=0.2, **stream)
+    says("permute_pixels = True", "held in memory", permute_pixels=True, **stream)
+    split = load_data(DataRecipe(**stream)).train
+    with pytest.raises(ValueError, match="pixel_noise = 0.2.*held in memory"): noise_pixels(split, 0.2, 30.0, seeded(0, "t"))
+    with pytest.raises(ValueError, match="permute_pixels.*held in memory"): permute_pixels(split, torch.randperm(24 * 24))
+    with pytest.raises(ValueError, match="needs uint8 images, not torch.float32"):
+        noise_pixels(Examples(torch.rand(4, 1, 8, 8), torch.arange(4) % 2, "ab"), 0.2, 30.0, seeded(0, "t"))
+    whole = load_data(DataRecipe(**stream | {"memory_gb": 1.0}, permute_pixels=True, pixel_noise=0.1))
+    assert whole.train.shape == whole.test.shape == (3, 24, 24)
+
+
+# ---- changed labels
+
+def test_changes_survive_a_csv_file(tmp_path):
+    for share in (0.3, 0.0):
+        clean = load_data(DataRecipe(dev_size=100)).train
+        flipped = flip_labels(clean, share, seeded(0, "t"))
+        changed_labels(flipped).to_csv(tmp_path / "changed_labels.csv", index=False)
+        frame = pd.read_csv(tmp_path / "changed_labels.csv")
+        assert list(frame) == ["id", "source", "label", "clean_label"] and len(frame) == int(share * 1197)
+        if share:
+            ids = torch.tensor(frame["id"].to_numpy())
+            assert torch.equal(ids, flipped.noisy.nonzero()[:, 0]) and torch.equal(torch.tensor(frame["source"].to_numpy()), ids + 100)
+            assert frame["label"].tolist() == flipped.y[ids].tolist() and frame["clean_label"].tolist() == clean.y[ids].tolist()
+        for listed in (frame, frame.iloc[::-1]):           # a list need not be sorted
+            again = apply_changes(clean, listed)
+            assert all(torch.equal(getattr(again, k), getattr(flipped, k)) for k in ("x", "y", "clean_y", "noisy", "source"))
+        assert clean.clean_y is None and clean.noisy is None
+
+
+def test_changed_labels_without_noise_or_truth():
+    for split in (DIGITS, flip_labels(DIGITS, 0.0, seeded(0, "t"))):
+        frame = changed_labels(split)
+        assert list(frame) == ["id", "source", "label", "clean_label"] and len(frame) == 0
+    with pytest.raises(ValueError, match="clean_y = None.* 1 noisy"):
+        changed_labels(Examples(DIGITS.x[:3], DIGITS.y[:3], range(10), noisy=torch.tensor([False, True, False])))
+
+
+def test_changes_of_a_streamed_split(tree):
+    split = load_data(DataRecipe(dataset=str(tree), dev_size=0, image_size=24, memory_gb=1e-6)).train
+    flipped = flip_labels(split, 0.25, seeded(0, "t"))
+    assert torch.equal(apply_changes(split, changed_labels(flipped)).y, flipped.y)
+
+
+A, C = int(DIGITS.y[0]), int(DIGITS.y[1296])
+ROWS = {"id": [0, 1296], "label": [(A + 1) % 10, (C + 1) % 10], "clean_label": [A, C]}
+
+@pytest.mark.parametrize("change,words", [
+    ({"id": [0, 1297]}, ["id = 1297", "0..1296"]), ({"id": [-1, 0]}, ["id = -1", "0..1296"]),
+    ({"label": [3, 10]}, ["label = 10", "0..9"]), ({"label": [-1, 3]}, ["label = -1"]), ({"clean_label": [A, 11]}, ["clean_label = 11", "0..9"]),
+    ({"clean_label": [A, (C + 1) % 10]}, [f"clean_label = {(C + 1) % 10}", "id 1296", f"label {C}", "another dataset"]),
+    ({"label": [3, None]}, ["label = nan", "whole number"]), ({"label": [3, 2.5]}, ["label = 2.5", "whole number"]),
+    ({"id": [0, float("inf")]}, ["id = inf"]), ({"label": [3, "cat"]}, ["label = cat", "0..9"]),
+    ({"id": [0, 0], "clean_label": [A, A]}, ["id = 0", "only once"])])
+def test_changes_refuse(change, words):
+    assert apply_changes(DIGITS, pd.DataFrame(ROWS)).noisy.sum() == 2
+    with pytest.raises(ValueError) as e: apply_changes(DIGITS, pd.DataFrame(ROWS | change))
+    assert all(w in str(e.value) for w in words), str(e.value)
+
+
+def test_changes_refuse_a_missing_column_and_a_second_time():
+    for name in ROWS:
+        with pytest.raises(ValueError, match=f"'{name}' is missing"): apply_changes(DIGITS, pd.DataFrame(ROWS).drop(columns=name))
+    with pytest.raises(ValueError, match="another dataset"): apply_changes(apply_changes(DIGITS, pd.DataFrame(ROWS)), pd.DataFrame(ROWS))
+    with pytest.raises(ValueError, match="another dataset"): apply_changes(DIGITS, changed_labels(swap_images(DIGITS, 0.4, seeded(0, "t"))))
+
+
 # ---- recipes
 
 def test_splits_are_disjoint_and_in_order():
@@ -316,6 +470,9 @@ def test_splits_are_disjoint_and_in_order():
     ({"n_train": 1048, "dev_size": 250}, ["1048", "250", "1297"]), ({"dev_size": 1297}, ["dev_size = 1297", "1297"]),
     ({"n_train": 0}, ["n_train = 0", "above 0"]), ({"dev_size": -1}, ["dev_size = -1"]),
     ({"noise": 1.0}, ["noise = 1.0", "[0, 1)"]), ({"noise": -0.1}, ["noise"]), ({"noise_kind": "flop"}, ["flip, swap"]),
+    ({"pixel_noise": 1.0}, ["pixel_noise = 1.0", "[0, 1)"]), ({"pixel_noise": -0.1}, ["pixel_noise = -0.1", "[0, 1)"]),
+    ({"pixel_noise": math.nan}, ["pixel_noise", "finite"]), ({"pixel_noise_std": 0.0}, ["pixel_noise_std = 0.0", "above 0"]),
+    ({"pixel_noise_std": -5.0}, ["pixel_noise_std = -5.0"]), ({"permute_pixels": 1}, ["permute_pixels = 1", "bool"]),
     ({"dev_from": "last"}, ["first, rest"]), ({"keep_rates": "1,1"}, ["keep_rates has 2", "10"]),
     ({"keep_rates": "1,x"}, ["keep_rates = '1,x'"]), ({"keep_rates": ",".join("2" * 10)}, ["[0, 1]"]),
     ({"randaugment": 31}, ["0..30"]), ({"crop": -1}, ["crop"]), ({"cutout": -2}, ["cutout"]), ({"flip": 1}, ["flip", "bool"]),

@@ -32,6 +32,29 @@ WEIGHTS = (("train", "weight/clean"), ("train", "weight/noisy"), ("train", "auro
            *(("train", f"weight/class/c{i}") for i in range(30)))
 
 
+STATS = ("mean", "std", "min", "max", "q05", "q25", "q50", "q75", "q95")
+
+
+def make_sigma(groups=("all", "clean", "noisy"), stats=STATS, which="inst", seeds=2, steps=range(0, 500, 50)):
+    "Random data parameters of one method: sorted draws, so that quantiles are in order."
+    rng, rows = np.random.default_rng(0), []
+    for seed in range(seeds):
+        for t in steps:
+            for group in groups:
+                draws = dict(zip(("min", "q05", "q25", "q50", "q75", "q95", "max"), np.sort(np.exp(rng.normal(size=7)))))
+                draws |= {"mean": draws["q50"], "std": 1.0}
+                rows += [dict(method="dp", seed=seed, step=t, epoch=t / 100, examples_seen=t * 8, seconds=float(t), split="train",
+                              name=f"sigma/{which}/{group}/{s}", value=draws[s]) for s in stats]
+    return pd.DataFrame(rows)
+
+
+def make_results(n=15, cost=lambda k: 30.0 * 1.2**k):
+    rng = np.random.default_rng(0)
+    names = ["uniform", *(f"method number {k}" for k in range(1, n))]
+    return pd.DataFrame({"method": names, "n": 3, "mean": 88 + rng.normal(size=n), "std": rng.uniform(0.1, 0.5, n), "diff": 0.0, "diff_std": 0.1,
+                         "seconds": [cost(k) for k in range(n)], "pretrain_seconds": 0.0, "examples": 256_000})
+
+
 @pytest.fixture(scope="module")
 def records():
     rng = np.random.default_rng(0)
@@ -39,7 +62,11 @@ def records():
     results = pd.DataFrame({"method": METHODS, "n": 3, "mean": [88.0, 91.2, 88.5], "std": [0.3, 0.2, np.nan], "diff": [np.nan, 3.2, 0.5],
                             "diff_std": [np.nan, 0.2, 0.4], "seconds": [12.3, 2345.6, 9.0], "pretrain_seconds": [0, 100.0, 0], "examples": 256_000})
     images = rng.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
-    return dict(metrics=make_metrics(names=(("test", "top1"), *WEIGHTS)), examples=examples, results=results, images=images, labels=np.arange(60) % 12)
+    sweep = pd.DataFrame([dict(score=name, removed=r, seed=seed, accuracy=94 - k * r / 5000 + rng.normal())
+                          for k, name in enumerate(("forgetting", "max_loss_increase", "random")) for r in range(0, 30_000, 5000) for seed in range(3)])
+    plan = pd.DataFrame({"epoch": range(20), "share": np.linspace(1, 0.2, 20)})
+    return dict(metrics=make_metrics(names=(("test", "top1"), *WEIGHTS)), examples=examples, results=results, images=images, labels=np.arange(60) % 12,
+                sigma=make_sigma(), sweep=sweep, plan=plan)
 
 
 CHARTS = {
@@ -52,6 +79,16 @@ CHARTS = {
     "data, noise": lambda r: viz.data_picture(r["images"], r["labels"], list("abcdefghijkl"), np.arange(60) % 5 == 0),
     "data, clean": lambda r: viz.data_picture(r["images"], r["labels"], list("abcdefghijkl")),
     "comparison": lambda r: viz.comparison(r["results"]),
+    "sigma, step": lambda r: viz.sigma(r["sigma"]),
+    "sigma, epoch": lambda r: viz.sigma(r["sigma"][r["sigma"]["name"].str.contains("/all/")].drop(columns=["method", "seed"]), x="epoch"),
+    "sigma, one step": lambda r: viz.sigma(r["sigma"].query("step == 0")),
+    "removal": lambda r: viz.removal(r["sweep"], n_train=50_000),
+    "removal, no baseline, one seed": lambda r: viz.removal(r["sweep"].query("seed == 0"), baseline=None),
+    "schedule": lambda r: viz.schedule(r["plan"]),
+    "schedule, methods": lambda r: viz.schedule(pd.concat([r["plan"].assign(method=m) for m in METHODS]), budget=0.6),
+    "cost": lambda r: viz.accuracy_against_cost(r["results"]),
+    "cost, many": lambda r: viz.accuracy_against_cost(make_results()),
+    "cost, all the same": lambda r: viz.accuracy_against_cost(make_results(), x="examples"),
 }
 
 
@@ -170,6 +207,99 @@ def test_data_picture_counts_and_marks(records):
     assert len(pictures.data) == 30 and (pictures.data["wrong"] == wrong[pictures.data["id"]]).all()
 
 
+def all_rows(chart) -> pd.DataFrame:
+    return pd.concat([pd.DataFrame(rows) for rows in chart.to_dict()["datasets"].values()], ignore_index=True)
+
+
+def test_labels_apart_are_the_closest_feasible():
+    from scipy.optimize import minimize
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 7):
+        y = rng.uniform(0, 100, n)
+        ours, order = viz._apart(y, 13, 0, 100), np.argsort(y)
+        assert (np.diff(ours[order]) >= 13 - 1e-9).all() and ours.min() >= 0 and ours.max() <= 100 + 1e-9
+        limits = [{"type": "ineq", "fun": lambda p, i=i: p[i + 1] - p[i] - 13} for i in range(n - 1)]
+        best = minimize(lambda p: ((p - y[order]) ** 2).sum(), np.linspace(5, 95, n), bounds=[(0, 100)] * n, constraints=limits)
+        assert np.allclose(ours[order], best.x, atol=1e-2)
+
+
+def test_sigma_shows_one_seed_as_logged(records):
+    shown = all_rows(viz.sigma(records["sigma"], seed=1)).dropna(subset=["mean"])
+    wide = records["sigma"].query("seed == 1").pivot(index="step", columns="name", values="value")
+    logged = np.concatenate([wide[[f"sigma/inst/{group}/{s}" for s in STATS]].to_numpy() for group in ("clean", "noisy")])
+    assert len(shown) == 2 * 10
+    assert np.allclose(np.sort(shown[list(STATS)].to_numpy(), axis=0), np.sort(logged, axis=0), rtol=1e-4)
+    first = json.dumps(viz.sigma(records["sigma"]).to_dict())
+    assert "dp, seed 0" in first and "seed 1" not in first
+
+
+@pytest.mark.parametrize("groups, titles", [(("all",), ["all"]), (("all", "clean"), ["clean"]), (("all", "clean", "noisy"), ["clean", "wrong label"])])
+def test_sigma_panels_and_bands_follow_what_was_logged(groups, titles):
+    spec = viz.sigma(make_sigma(groups, stats=("mean", "min", "max"))).to_dict()
+    assert [p["title"]["text"] for p in spec["hconcat"]] == titles
+    assert [layer["mark"]["type"] for layer in spec["hconcat"][0]["layer"][:2]] == ["area", "line"]
+    assert all(layer["encoding"]["y"]["scale"]["domain"] == spec["hconcat"][-1]["layer"][0]["encoding"]["y"]["scale"]["domain"]
+               for p in spec["hconcat"] for layer in p["layer"][:2])
+
+
+def test_ticks_of_a_log_axis():
+    assert viz._ticks((0.3, 12)) == [0.5, 1, 2, 5, 10] and viz._ticks((0.9, 1.1)) is None
+    assert viz._ticks((0.005, 20)) == [0.01, 0.1, 1, 10] and viz._ticks((0.9e-9, 2)) == [1e-9, 1e-7, 1e-5, 1e-3, 0.1]
+    for low, high in np.random.default_rng(0).uniform(0.01, 10, (500, 2)):
+        ticks = viz._ticks((10 ** -low, 10 ** high))
+        assert ticks is None or 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
+
+
+def test_sigma_leaves_out_what_a_log_axis_cannot_show_and_thins():
+    rows = make_sigma(seeds=1, steps=range(2000))
+    rows.loc[rows["name"].str.endswith("/min"), "value"] = 0.0
+    shown = all_rows(viz.sigma(rows))
+    assert shown["min"].isna().all() and len(shown) < 500 and {0, 1999} <= set(shown["x"])
+
+
+def test_removal_agrees_with_pandas(records):
+    shown = all_rows(viz.removal(records["sweep"], n_train=50_000)).dropna(subset=["line"]).set_index(["line", "step"])
+    own = records["sweep"].groupby(["score", "removed"])["accuracy"].agg(["mean", "std", "min", "max"]).loc[shown.index]
+    assert len(shown) == 3 * 6 and np.allclose(shown[["mean", "std", "low", "high"]].astype(float), own, atol=1e-3)
+    assert np.allclose(shown["share"], shown.index.get_level_values("step") / 50_000)
+
+
+def test_schedule_says_what_the_mean_is(records):
+    two = pd.concat([records["plan"].assign(method="a"), records["plan"].assign(method="b", share=0.5)])
+    assert "mean 60%" in set(all_rows(viz.schedule(records["plan"]))["text"])
+    assert set(all_rows(viz.schedule(two))["text"].dropna()) == {"a, mean 60%", "b, mean 50%"}
+    assert set(all_rows(viz.schedule(two, budget=0.55))["text"].dropna()) == {"a", "b", "budget 55%"}
+    assert all_rows(viz.schedule(records["plan"]))["epoch"].max() == 20
+
+
+@pytest.mark.parametrize("cost, scale", [(lambda k: 30.0 * 1.2**k, "log"), (lambda k: 30.0 + k, "linear"), (lambda k: 30.0 * k, "linear")])
+def test_cost_axis_and_values(cost, scale):
+    table = make_results(cost=cost)
+    chart = viz.accuracy_against_cost(table)
+    axis = next(layer["encoding"]["x"]["scale"] for layer in chart.to_dict()["layer"] if "scale" in layer["encoding"].get("x", {}))
+    assert axis["type"] == scale and (scale == "log" or axis["domain"][0] == 0) and axis["domain"][1] > table["seconds"].max()
+    shown = all_rows(chart).set_index("method")
+    assert np.allclose(shown.loc[table["method"], ["x", "mean"]], table[["seconds", "mean"]], rtol=1e-4)
+    assert np.allclose(shown["high"] - shown["low"], 2 * table.set_index("method")["std"], atol=1e-3)
+
+
+def test_cost_without_spread_or_cost():
+    table = make_results(4).assign(std=np.nan)
+    table.loc[2, "seconds"] = np.nan
+    chart = viz.accuracy_against_cost(table)
+    assert len(all_rows(chart)) == 3 and "one run per method" in json.dumps(chart.to_dict())
+
+
+def test_names_of_many_methods_do_not_cover_each_other():
+    for seed in range(5):
+        points = np.random.default_rng(seed).uniform([20, 20], [400, 280], (14, 2))
+        widths = np.full(14, 70.0)
+        x, y, side = viz._free_places(points, widths, np.full(14, 15.0), (480, 300)).T
+        left = np.select([side > 0, side < 0], [x, x - widths], x - widths / 2)
+        boxes = np.c_[left, y - 5, left + widths, y + 5]
+        for i in range(14): assert viz._overlap(boxes[i], np.delete(boxes, i, 0)) == 0
+
+
 ERRORS = {
     "metrics lacks 'value'": lambda r: viz.curves(r["metrics"].drop(columns="value")),
     "metrics has no rows": lambda r: viz.curves(r["metrics"].iloc[:0]),
@@ -190,6 +320,25 @@ ERRORS = {
     "labels: 3 for 60 images": lambda r: viz.data_picture(r["images"], [0, 1, 2], "abc"),
     "labels: no example of the classes": lambda r: viz.data_picture(r["images"], r["labels"] + 50, list("abc")),
     "results lacks 'std'": lambda r: viz.comparison(r["results"].drop(columns="std")),
+    "x = 'seconds': must be one of step, epoch": lambda r: viz.sigma(r["sigma"], x="seconds"),
+    "which = 'class': metrics has sigma of inst": lambda r: viz.sigma(r["sigma"], "class"),
+    "which = 'inst': metrics has no sigma/…, but weight/clean": lambda r: viz.sigma(r["metrics"]),
+    "split = 'train': metrics has test": lambda r: viz.sigma(r["metrics"].query("split == 'test'")),
+    "seed = 7: metrics has 0, 1": lambda r: viz.sigma(r["sigma"], seed=7),
+    "method: metrics has sigma of dp, dq": lambda r: viz.sigma(pd.concat([r["sigma"], r["sigma"].assign(method="dq")])),
+    "group = 'all': sigma/inst has odd": lambda r: viz.sigma(make_sigma(["odd"])),
+    "sigma/inst lacks 'mean'": lambda r: viz.sigma(make_sigma(stats=["min", "max"])),
+    "sigma/inst: no mean is a positive number": lambda r: viz.sigma(r["sigma"].assign(value=-1.0)),
+    "frame lacks 'score', 'removed'": lambda r: viz.removal(r["plan"].assign(seed=0, accuracy=1.0)),
+    "score = 'chance': frame has forgetting, max_loss_increase, random": lambda r: viz.removal(r["sweep"], baseline="chance"),
+    "n_train = 100: frame removes up to 25000": lambda r: viz.removal(r["sweep"], n_train=100),
+    "frame lacks 'share'": lambda r: viz.schedule(r["plan"].drop(columns="share")),
+    "frame has no rows": lambda r: viz.schedule(r["plan"].iloc[:0]),
+    "share = 60.0: must be between 0 and 1": lambda r: viz.schedule(r["plan"].assign(share=60.0)),
+    "budget = 60: must be above 0 and at most 1": lambda r: viz.schedule(r["plan"], budget=60),
+    "x = 'step': must be one of seconds, examples": lambda r: viz.accuracy_against_cost(r["results"], x="step"),
+    "table lacks 'n'": lambda r: viz.accuracy_against_cost(r["results"].drop(columns="n")),
+    "seconds: no method has both a mean and a cost": lambda r: viz.accuracy_against_cost(r["results"].assign(seconds=np.nan)),
 }
 
 
