@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'LAST', 'ROWS', 'SCORES', 'forgetting_events', 'first_learned', 'presentations_to_learn', 'unforgettable',
-           'forgetting_score', 'max_loss_increase', 'el2n', 'last_layer_grad_norm', 'grand', 'History', 'Dynamics',
-           'merge_scores', 'rank', 'read_stats_dict', 'noise_auroc']
+           'max_loss_increase', 'el2n', 'last_layer_grad_norm', 'grand', 'History', 'Dynamics', 'merge_scores', 'rank',
+           'read_stats_dict', 'noise_auroc']
 
 # %% ../nbs/04_dynamics.ipynb #0042104d
 import pickle
@@ -27,8 +27,9 @@ from .core import Batch, evaluating, per_example_loss
 def forgetting_events(
     correct: Tensor,  # [N, T] 1 or 0; NaN after an example's last presentation
 ) -> Tensor:          # [N] int64
-    "Transitions from correct to wrong between consecutive presentations."
-    return ((correct[:, :-1] == 1) & (correct[:, 1:] == 0)).sum(1)
+    "Transitions from correct to wrong between consecutive presentations; the number of presentations where never learned."
+    events = ((correct[:, :-1] == 1) & (correct[:, 1:] == 0)).sum(1)
+    return torch.where((correct == 1).any(1), events, (correct == 0).sum(1))
 
 def first_learned(
     correct: Tensor,  # [N, T]
@@ -49,13 +50,6 @@ def unforgettable(
 ) -> Tensor:          # [N] bool
     "Learned at some presentation and never forgotten afterwards."
     return (correct == 1).any(1) & (forgetting_events(correct) == 0)
-
-def forgetting_score(
-    correct: Tensor,  # [N, T]
-) -> Tensor:          # [N] int64
-    "Forgetting events; the number of presentations where the example was never learned."
-    shown = ((correct == 0) | (correct == 1)).sum(1)
-    return torch.where((correct == 1).any(1), forgetting_events(correct), shown)
 
 def max_loss_increase(
     losses: Tensor,  # [N, T] nats; NaN after an example's last presentation
@@ -301,6 +295,7 @@ class _Array:
     def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
         self.values = _numbers(data, dtype).reshape(shape, order="F" if fortran else "C")
+    def __float__(self): return float(self.values)   # an element of a list of arrays without axes
     def __array__(self, dtype=None, copy=None): return np.asarray(self.values, dtype)
 
 # %% ../nbs/04_dynamics.ipynb #376c79d2
@@ -346,7 +341,7 @@ def read_stats_dict(
         if not entries: raise ValueError("it holds no example")
         for i in entries:
             if not isinstance(i, (int, np.integer)) or not 0 <= i < size:
-                raise ValueError(f"id {i!r}: must be 0 to {size - 1}" + (" or n be given" if n is None else ""))
+                raise ValueError(f"id {i}: must be 0 to {size - 1}" + (" or n be given" if n is None else ""))
         rows = {int(i): _presentations(i, e) for i, e in entries.items()}
     except OSError: raise
     except Exception as e: raise ValueError(f"{path} cannot be read as training statistics: {e}") from e

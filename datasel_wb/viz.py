@@ -830,7 +830,7 @@ def accuracy_against_cost(
     level = base.transform_filter("datum.method == 'uniform'").mark_rule(strokeDash=[4, 3], opacity=0.7).encode(y=alt.Y("mean:Q", **y))
     return alt.layer(*([level] if "uniform" in look else []), bar, *_names(rows, base), dot)
 
-# %% ../nbs/12_viz.ipynb #e402ee2e
+# %% ../nbs/12_viz.ipynb #465abf60
 def save_png(
     chart,               # a chart of any function here, or a `Picture`
     path,                # where to; its folder must exist

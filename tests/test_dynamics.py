@@ -2,6 +2,7 @@
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -48,8 +49,8 @@ def count(a: list, losses: list) -> dict:
         if not right: last_wrong = t + 1
         if t and a[t - 1] and not right: events += 1
         if t: rise = max(rise, losses[t] - losses[t - 1])
-    return {"forgetting_events": events, "first_learned": first, "presentations_to_learn": last_wrong, "max_loss_increase": rise,
-            "unforgettable": first >= 0 and events == 0, "forgetting_score": events if first >= 0 else len(a)}
+    return {"forgetting_events": events if first >= 0 else len(a), "first_learned": first, "presentations_to_learn": last_wrong, "max_loss_increase": rise,
+            "unforgettable": first >= 0 and events == 0}
 
 
 def plain(ragged):
@@ -98,7 +99,7 @@ def test_functions_of_empty_histories():
 
 @pytest.mark.parametrize("name", ["forgetting", "first_learned", "presentations_to_learn", "max_loss_increase", "unforgettable"])
 def test_online_scores_equal_a_plain_count(fed, ragged, name):
-    by_book = [row["forgetting_score" if name == "forgetting" else name] for row in plain(ragged)]
+    by_book = [row["forgetting_events" if name == "forgetting" else name] for row in plain(ragged)]
     seen = ragged[0] > 0
     score = fed.scores()[name]
     assert score[seen].tolist() == [v for v, s in zip(by_book, seen) if s]
@@ -162,9 +163,8 @@ def test_nothing_comes_to_the_host_and_shapes_are_static():
             return func(*args, **(kwargs or {}))
 
     y = torch.arange(8) % C
-    for folder in (None,):
-        dyn = Dynamics(y, ("a", "b", "c"), y == 0, history=2, folder=folder)
-        with Watch(): dyn.record(torch.tensor([5, 2]), torch.randn(2, C), torch.rand(2), y[[5, 2]], torch.rand(2))
+    dyn = Dynamics(y, ("a", "b", "c"), y == 0, history=2)
+    with Watch(): dyn.record(torch.tensor([5, 2]), torch.randn(2, C), torch.rand(2), y[[5, 2]], torch.rand(2))
 
 
 def test_a_hundred_thousand_examples_are_recorded_quickly():
@@ -215,7 +215,7 @@ show(torch.arange(80), 77.0)                          # after the checkpoint: to
 os.kill(os.getpid(), signal.SIGKILL)
 """)
     done = subprocess.run([sys.executable, script, tmp_path], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == -9
+    assert done.returncode == -signal.SIGKILL
     mapped, state = make(tmp_path), torch.load(tmp_path / "state.pt")
     assert list(state) == ["rows"]                                     # the files are not in the checkpoint
     mapped.load_state_dict(state)
@@ -353,6 +353,7 @@ KINDS = {
     "numpy scalars": lambda v: [np.float32(x) if isinstance(x, float) else np.int64(x) for x in v],
     "numpy bools": lambda v: [np.bool_(x) if isinstance(x, int) else np.float64(x) for x in v],
     "0-d arrays": lambda v: [np.array(x) for x in v],
+    "arrays of one": lambda v: [np.array([x]) for x in v],
     "arrays": lambda v: np.array(v),
     "every second": lambda v: np.repeat(np.array(v), 2)[::2],
     "big endian": lambda v: np.array(v).astype(">f8"),
@@ -400,7 +401,7 @@ class Calls:
     (lambda p: Calls(eval, f"open({str(p)!r}, 'w')"), "builtins.eval|__builtin__.eval"),
     (lambda p: Calls(getattr, "x", "upper"), "getattr"),
     (lambda p: Calls(np.load, str(p)), "numpy"),
-    (lambda p: Calls(subprocess.Popen, ["touch", str(p)]), "subprocess.Popen"),
+    (lambda p: Calls(subprocess.Popen, ["touch", str(p)]), "Popen"),
     (lambda p: torch.zeros(1), "torch"),
 ])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -413,7 +414,7 @@ def test_a_malicious_file_is_refused_before_anything_runs(tmp_path, harm, name, 
 
 def test_dotted_and_aliased_globals_are_refused(tmp_path):
     for code in (b"cos\nsystem\n(S'true'\ntR.", b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.",
-                 b"\x80\x04\x8c\x11numpy._core.multiarray"[:3] + b"\x8c\x05numpy\x8c\x0eload.__globals__\x93.", b"cnumpy.core.multiarray\nfrombuffer\n."):
+                 b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93.", b"cnumpy.core.multiarray\nfrombuffer\n."):
         (tmp_path / "f.pkl").write_bytes(code)
         with pytest.raises(ValueError, match="it was refused, nothing was run"): read_stats_dict(tmp_path / "f.pkl")
 
@@ -423,9 +424,9 @@ GOOD = [[0.5, 0.25], [0, 1], [-1.0, 1.0]]
 
 @pytest.mark.parametrize("thing, n, said", [
     ({0: GOOD, 5: GOOD}, None, "id 5: must be 0 to 1 or n be given"),
-    ({0: GOOD, 5: GOOD}, 5, "id 5: must be 0 to 4"),
+    ({0: GOOD, np.int64(5): GOOD}, 5, "id 5: must be 0 to 4"),
     ({-1: GOOD}, 5, "id -1"),
-    ({"validation": GOOD}, 5, "id 'validation'"),
+    ({"validation": GOOD}, 5, "id validation"),
     ({1.5: GOOD}, 5, "id 1.5"),
     ({"train": [[], []]}, None, "no example"),
     ({0: GOOD[:2]}, None, "three lists"),
