@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'Task', 'Seen', 'Selector', 'Uniform', 'check_selector', 'removed_ids', 'Prune', 'RS2', 'infobatch_sample',
-           'InfoBatch', 'margin_to_boundary', 'margin_schedule', 'DynaMS']
+           'InfoBatch', 'margin_to_boundary', 'margin_schedule', 'DynaMS', 'DynaMSRecipe']
 
 # %% ../nbs/05_selectors.ipynb #bc96743b
 import copy
 import io
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .core import Batch, Collectives, align, check, evaluating, per_example_loss, seeded
+from .core import Batch, Collectives, align, check, check_settings, evaluating, per_example_loss, seeded, setting
 from .data import Augment, DataRecipe, Loader, eval_batches, load_data
 from .dynamics import rank
 from .models import Slim, classifier, features_and_logits, small_cnn
@@ -479,3 +480,20 @@ class DynaMS(Selector):
         return {"spearman": float(spearmanr(full.cpu(), slim.cpu()).statistic), "same": both / k}
 
     def report(self): return {"margin": self.margins}
+
+# %% ../nbs/05_selectors.ipynb #6d5a1e91
+@dataclass(frozen=True)
+class DynaMSRecipe:
+    "Settings of DynaMS."
+    budget: float = setting(0.6, "mean share of the training set visited in an epoch", "fraction")
+    dynams_warmup: int = setting(5, "epochs on everything before the first selection", "positive")
+    dynams_every: int = setting(5, "epochs between selections", "positive")
+    dynams_shape: str = setting("power", "how the share falls", tuple(SHAPES))
+    dynams_power: float = setting(1.0, "exponent of the power schedule", "positive")
+    proxy: float = setting(0.0, "width of the slim network that scores, as a share of the channels; 0: the model itself scores", "share")
+    def __post_init__(self): check_settings(self)
+
+    def selector(self, proxy: float | None = None) -> DynaMS:
+        "DynaMS with these settings; `proxy` instead of the recipe's."
+        return DynaMS(self.budget, self.dynams_warmup, self.dynams_every, self.dynams_shape, self.dynams_power,
+                      (self.proxy if proxy is None else proxy) or None)

@@ -283,12 +283,13 @@ def diagnostics(
     "Detection of wrong labels and saturation of the scores during training."
     _need(metrics, "metrics", "method", "seed", "step", "split", "name", "value")
     rows = _pick(metrics, "metrics", split="train", method=method)
-    rows = rows.assign(line=rows["name"].map(HEALTH)).dropna(subset=["line"])
+    known = rows["name"].str.replace("^auroc/.*", "auroc/score", regex=True)   # whatever the method calls its score
+    rows = rows.assign(line=known.map(HEALTH)).dropna(subset=["line"])
     if not len(rows): raise ValueError(f"name: metrics of {method!r} has neither {' nor '.join(HEALTH)}")
     present = zip(HEALTH.values(), (BLUE, VERMILLION))
     look = {label: (colour, [1, 0]) for label, colour in present if (rows["line"] == label).any()}
     chance = (0.5, "chance") if HEALTH["auroc/score"] in look else None
-    title = f"health of the {method} scorer"
+    title = f"health of the scores of {method}"
     table, whole = over_seeds(rows, by="line"), alt.Scale(domain=[0, 1])
     return _lines(table, look, X_TITLES["step"], "AUROC; share of scores", title, whole, chance)
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasel_wb import runs
+from datasel_wb import recipes, runs
 from datasel_wb.data import DataRecipe, load_data
 from datasel_wb.scorer import DDSRecipe
 from datasel_wb.trainer import Checkpoints, Recipe, Training, fit, saved_model
@@ -118,7 +118,7 @@ def start(tmp_path_factory):
 
 def fresh(what): return f"test-{what}-{uuid.uuid4().hex[:8]}"
 
-def resolve(**given): return runs.resolve(given, runs.DDS_RECIPES, "cifar10-wrn28-10", **PARTS)
+def resolve(**given): return runs.resolve(given, recipes.DDS_RECIPES, "cifar10-wrn28-10", **PARTS)
 
 def code_cells(path): return [c for c in json.loads(Path(path).read_text())["cells"] if c["cell_type"] == "code"]
 
@@ -402,7 +402,7 @@ def test_parameters_cell():
     assert {m[1]: m[3] for m in lines if m[3] != "None"} == {"recipe": '"auto"'}
     namespace = {}
     exec(source, namespace)
-    assert runs.resolve(namespace, runs.DDS_RECIPES, "cifar10-wrn28-10", **PARTS) == resolve()
+    assert runs.resolve(namespace, recipes.DDS_RECIPES, "cifar10-wrn28-10", **PARTS) == resolve()
 
 
 def test_help_lists_the_parameters(capsys, monkeypatch):

@@ -4,7 +4,7 @@ import json
 import pandas as pd
 import pytest
 
-from datasel_wb import runs
+from datasel_wb import recipes, runs
 from datasel_wb.data import DataRecipe, load_data
 from datasel_wb.scorer import DDSRecipe, Scorer
 from datasel_wb.trainer import Recipe, fit
@@ -34,7 +34,7 @@ def test_table_for_readers():
 
 
 def test_a_run_written_and_read_back(tmp_path):
-    settings = runs.resolve({"recipe": "quick", "steps": 20, "warmup_steps": 2, "eval_every": 10, "n_train": 200}, runs.DDS_RECIPES,
+    settings = runs.resolve({"recipe": "quick", "steps": 20, "warmup_steps": 2, "eval_every": 10, "n_train": 200}, recipes.DDS_RECIPES,
                             "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
     data, run, records = load_data(settings.data), runs.open_run(settings, "dds-", tmp_path), []
     for seed in (0, 1):
@@ -66,13 +66,13 @@ def test_reading_what_is_no_finished_run(tmp_path):
     assert runs.table(tmp_path).empty
 
 
-@pytest.mark.parametrize("name", runs.DDS_RECIPES)
+@pytest.mark.parametrize("name", recipes.DDS_RECIPES)
 def test_every_recipe_is_valid(name):
-    runs.resolve({"recipe": name, "data_dir": None}, runs.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    runs.resolve({"recipe": name, "data_dir": None}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
 
 
 def test_the_published_recipe_says_what_the_paper_and_its_command_line_say():
-    r = runs.resolve({"steps": 150_000}, runs.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    r = runs.resolve({"steps": 150_000}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
     assert (r.train.model, r.train.batch_size, r.train.warmup_steps, r.train.lr_at(2499)) == ("wrn28-10", 1024, 2500, 0.4)
     assert (r.train.bn_momentum, r.train.bn_eps, r.train.ema_decay, r.train.dropout) == (0.01, 1e-3, 0.9999, 0.1)
     assert (r.data.dev_size, r.data.dev_from, r.data.randaugment, r.data.cutout, r.data.noise) == (5000, "first", 17, 16, 0.0)
