@@ -186,7 +186,7 @@ def results(
         diff = g.set_index("seed").accuracy - base
         paired = {} if method == baseline else {"diff": diff.mean(), "diff_std": diff.std()}
         rows.append({"method": method, "n": len(g), "mean": g.accuracy.mean(), "std": g.accuracy.std(), "diff": float("nan"),
-                     "diff_std": float("nan")} | paired | g.drop(columns=["method", "seed", "accuracy"]).mean().to_dict())
+                     "diff_std": float("nan")} | paired | g.drop(columns=["method", "seed", "accuracy", "n"], errors="ignore").mean().to_dict())
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_runs.ipynb #9e3d8772

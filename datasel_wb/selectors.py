@@ -143,7 +143,12 @@ class Selector(nn.Module):
         return self.indices()
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        "Final verb: the scalar to descend, from logits [B, C]."
+        "Final verb: the scalar to descend, from logits [B, C]. `ValueError` on ids outside the training set (on the CPU)."
+        try: return self._loss(logits, batch)
+        except IndexError as e:
+            raise ValueError(f"batch.idx: must lie in 0..{(self.task.n or 0) - 1}, the ids of the training set that the method is bound to ({e})") from None
+
+    def _loss(self, logits, batch):
         losses = self.task.loss_fn(self.logits(logits, batch), batch.y)
         self.observe(logits.detach(), losses.detach(), batch)
         w = self.weights(losses.detach(), batch)
@@ -446,15 +451,16 @@ class DynaMS(Selector):
         self.schedule = margin_schedule(self.budget, task.epochs, *self.schedule_options)
         self.register_buffer("margins", torch.full((task.n,), torch.nan))
         self.proxy = None if self.proxy_width is None else Slim(task.model, self.proxy_width)
-        self.head, self.kept = classifier(task.model), None
-        if (width := self.head.out_features) != (task.n_classes or width):
+        self.kept = None
+        if (width := classifier(task.model).out_features) != (task.n_classes or width):
             raise ValueError(f"the model's last linear layer has {width} outputs: must have {task.n_classes}, one per class")
 
     def score(self, model: nn.Module) -> Tensor:
         "Margins [n] of the training set by the model or by its proxy."
+        head = classifier(self.task.model)
         def margins(b):
             h, _ = features_and_logits(model, b.x)
-            return margin_to_boundary(h.float(), self.head.weight[:, :h.shape[1]].float(), self.head.bias, b.y)
+            return margin_to_boundary(h.float(), head.weight[:, :h.shape[1]].float(), head.bias, b.y)
         with evaluating(model), self.task.autocast(): return self.task.score_all(margins)
 
     def indices(self):
@@ -462,7 +468,8 @@ class DynaMS(Selector):
         if after < 0 or self.budget == 1: return None
         if after % self.every == 0:
             self.margins.copy_(self.score(self.proxy or self.task.model))
-            self.kept = rank(self.margins)[:max(1, round(self.schedule[self.epoch_number] * self.task.n))].cpu()
+            share = self.schedule[min(self.epoch_number, len(self.schedule) - 1)]   # beyond the plan the last share stays
+            self.kept = rank(self.margins)[:max(1, round(share * self.task.n))].cpu()
         return self.kept
 
     def penalty(self, batch):

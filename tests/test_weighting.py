@@ -1,0 +1,211 @@
+"""Weighting methods against independent computations."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from datasel_wb.core import Batch, per_example_loss
+from datasel_wb.data import DataRecipe, Loader, load_data
+from datasel_wb.dynamics import noise_auroc
+from datasel_wb.models import make_model, small_cnn
+from datasel_wb.selectors import Task
+from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, DataParametersRecipe, MentorNet, Sigma, normalised, self_paced
+
+DATA = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.4))
+N = len(DATA.train)
+
+
+def task(model=None, **kw):
+    torch.manual_seed(0)
+    return Task(model or small_cnn(width=8), DATA.train, DATA.dev, **dict(steps=100, dev_batch_size=64) | kw)
+
+
+def batch(t, n=32):
+    b = DATA.train.take(torch.randperm(N)[:n])
+    return b._replace(x=t.prepare(b.x))
+
+
+# --- data parameters
+
+@pytest.mark.parametrize("level", ["cls", "inst", "both"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_data_parameters_against_autograd_over_the_whole_table(level, decay):
+    "Ten steps; the oracle keeps dense tables in float64, lets autograd index them, and does momentum by a loop over touched entries."
+    t = task()
+    settings = {k: Sigma(lr, init, decay) for k, lr, init in (("cls", 0.3, 1.0), ("inst", 2.0, 0.5)) if level in (k, "both")}
+    sel = DataParameters(**settings).bind(t)
+    tables = {k: torch.full((10 if k == "cls" else N,), math.log(s.init), dtype=torch.float64) for k, s in settings.items()}
+    buffers = {k: {} for k in tables}
+    for _ in range(10):
+        b, logits = batch(t), 3 * torch.randn(32, 10)
+        ids = {"cls": b.y, "inst": b.idx}
+        leaves = {k: v.clone().requires_grad_() for k, v in tables.items()}
+        sigma = sum(leaves[k][ids[k]].exp() for k in leaves)
+        oracle = F.cross_entropy(logits.double() / sigma[:, None], b.y) + sum(0.5 * decay * (leaves[k][ids[k]] ** 2).sum() for k in leaves)
+        oracle.backward()
+        loss = sel.loss(logits, b)
+        assert torch.isclose(loss.double(), oracle, rtol=1e-5)
+        loss.backward()
+        sel.after_step(b)
+        for k, leaf in leaves.items():
+            for i in set(ids[k].tolist()):
+                g = leaf.grad[i].item()
+                buffers[k][i] = 0.9 * buffers[k][i] + g if i in buffers[k] else g
+                tables[k][i] = min(max(tables[k][i].item() - settings[k].lr * buffers[k][i], -math.log(20)), math.log(20))
+    for k in tables: assert torch.allclose(getattr(sel, f"log_{k}").double(), tables[k], atol=1e-5)
+
+
+def test_joint_sigma_is_the_sum():
+    t = task()
+    sel = DataParameters(Sigma(init=1.0), Sigma(init=0.5)).bind(t)
+    logits = torch.randn(32, 10)
+    assert torch.allclose(sel.logits(logits, batch(t)), logits / 1.5)
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+def test_clamp(clamp):
+    t = task()
+    sel = DataParameters(inst=Sigma(lr=1e4), clamp=clamp).bind(t)
+    b = batch(t)
+    sel.loss(5 * torch.randn(32, 10), b).backward()
+    sel.after_step(b)
+    s = sel.log_inst[b.idx].abs()
+    assert (s.max() <= math.log(20) + 1e-6) == clamp
+
+
+def test_a_broken_step_moves_no_temperature():
+    t = task()
+    sel = DataParameters(inst=Sigma(lr=1.0)).bind(t)
+    b = batch(t)
+    sel.loss(torch.full((32, 10), torch.nan, requires_grad=True), b).backward()
+    sel.after_step(b)
+    assert (sel.log_inst == 0).all()
+
+
+def test_temperatures_find_wrong_labels():
+    t = task(make_model("tiny_cnn", 10, 1))
+    sel = DataParameters(inst=Sigma(lr=10.0)).bind(t)
+    opt = torch.optim.SGD(t.model.parameters(), 0.1, momentum=0.9)
+    loader = Loader(DATA.train, 64, t.prepare)
+    for e in range(10):
+        for b in loader(sel.epoch(e)):
+            sel.loss(t.model(b.x), b).backward()
+            opt.step()
+            opt.zero_grad()
+            sel.after_step(b)
+    assert noise_auroc(-sel.report()["sigma/inst"], DATA.train.noisy) > 0.9
+
+
+def test_recipe_makes_the_published_settings():
+    joint = DataParametersRecipe(level="both", cls_lr=0.1, cls_decay=1e-4, inst_lr=0.8, inst_init=0.001, inst_decay=1e-8).selector()
+    assert joint.settings == {"cls": Sigma(0.1, 1.0, 1e-4), "inst": Sigma(0.8, 0.001, 1e-8)} and joint.clamp
+
+
+# --- BatchWeight
+
+def test_batchweight_against_a_virtual_step():
+    "Double backward through one SGD step with weights eps on the batch, in float64."
+    t = task(small_cnn(width=8).double())
+    sel = BatchWeight().bind(t)
+    b = batch(t)
+    b = b._replace(x=b.x.double())
+    t.prepare = (lambda prepare: lambda x: prepare(x).double())(t.prepare)
+    state = t.dev_rng.get_state()
+    w = sel.weights(per_example_loss(t.model(b.x), b.y).detach(), b)
+
+    t.dev_rng.set_state(state)
+    dev, model = t.dev_batch(), t.model.eval()
+    theta = {k: p.detach().requires_grad_() for k, p in model.named_parameters()}
+    eps = torch.zeros(32, dtype=torch.float64, requires_grad=True)
+    inner = eps @ per_example_loss(functional_call(model, theta, (b.x,)), b.y)
+    grads = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
+    stepped = {k: p - 0.1 * g for (k, p), g in zip(theta.items(), grads)}
+    outer = per_example_loss(functional_call(model, stepped, (dev.x,)), dev.y).mean()
+    raw = (-torch.autograd.grad(outer, eps)[0]).clamp_min(0)
+    assert (raw > 0).any() and (raw == 0).any()
+    assert (w - raw / raw.sum()).abs().max() <= 1e-10
+
+
+def test_batchweight_is_uniform_when_nothing_agrees():
+    t = task()
+    sel = BatchWeight().bind(t)
+    t.align = lambda batch, v: -torch.rand(len(batch.y))
+    assert torch.allclose(sel.weights(torch.rand(32), batch(t)), torch.full((32,), 1 / 32))
+
+
+# --- self-paced learning
+
+def test_self_paced_by_the_book():
+    losses, level = torch.tensor([0.1, 0.5, 0.9]), torch.tensor(0.5)
+    assert self_paced(losses, level).tolist() == [1, 0, 0]
+    assert torch.allclose(self_paced(losses, level, soft=True), torch.tensor([0.8, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("done, counted", [(0, 16), (20, 20), (40, 24), (80, 32), (100, 32)])
+def test_spcl_lets_more_in_until_all_are(done, counted):
+    t = task()
+    sel = SPCL(start=0.5, until=0.8).bind(t)
+    sel.steps_done.fill_(done)
+    w = sel.weights(torch.rand(32), batch(t))
+    assert (w > 0).sum() == counted and torch.isclose(w.sum(), torch.tensor(1.0))
+
+
+def test_normalised():
+    assert normalised(torch.tensor([0.0, 2.0])).tolist() == [0, 1] and normalised(torch.zeros(2)).tolist() == [0.5, 0.5]
+
+
+# --- MentorNet
+
+def test_predefined_mentor_is_a_moving_threshold_after_burn_in():
+    t = task()
+    sel = MentorNet("predefined", percentile=0.5, burn_in=0.2).bind(t)
+    b, losses = batch(t), torch.arange(32.0)
+    sel.observe(None, losses, b)
+    assert sel.level == losses.quantile(0.5) and torch.allclose(sel.weights(losses, b), torch.full((32,), 1 / 32))
+    sel.steps_done.fill_(50)
+    sel.observe(None, losses + 10, b)
+    assert torch.isclose(sel.level, 0.95 * losses.quantile(0.5) + 0.05 * (losses + 10).quantile(0.5))
+    assert (sel.weights(losses, b) > 0).sum() == 16
+
+
+def test_data_driven_mentor_learns_from_dev_examples():
+    t = task(make_model("tiny_cnn", 10, 1))
+    sel = MentorNet(burn_in=0.0).bind(t)
+    opt = torch.optim.SGD(t.model.parameters(), 0.1, momentum=0.9)
+    loader = Loader(DATA.train, 64, t.prepare)
+    given = torch.zeros(N)
+    for e in range(8):
+        for b in loader(sel.epoch(e)):
+            sel.loss(t.model(b.x), b).backward()
+            opt.step()
+            opt.zero_grad()
+            sel.after_step(b)
+            given[b.idx] += sel.seen.weights
+    assert noise_auroc(given, DATA.train.noisy) > 0.8
+
+
+# --- bad input
+
+@pytest.mark.parametrize("make, text", [
+    (lambda: Sigma(lr=-0.1), "lr = -0.1"), (lambda: Sigma(lr=math.nan), "lr = nan"), (lambda: Sigma(init=0.0), "init = 0.0"),
+    (lambda: Sigma(weight_decay=-1.0), "weight_decay = -1.0"), (lambda: DataParameters(), "one of them must be a Sigma"),
+    (lambda: SPCL(start=0.0), "start = 0.0"), (lambda: SPCL(until=2.0), "until = 2.0"),
+    (lambda: SPCL().bind(task(steps=None)), "SPCL needs steps"),
+    (lambda: BatchWeight().bind(Task(small_cnn(width=8), DATA.train)), "BatchWeight needs dev_batch"),
+    (lambda: MentorNet().bind(Task(small_cnn(width=8), DATA.train, steps=10)), "MentorNet needs dev_batch"),
+    (lambda: MentorNet("sage"), "kind = 'sage'"), (lambda: MentorNet(flipped=0.0), "flipped = 0.0"), (lambda: MentorNet(lr=0.0), "lr = 0.0"),
+    (lambda: DataParameters(inst=Sigma()).bind(Task(small_cnn(width=8))), "needs n, n_classes"),
+    (lambda: DataParametersRecipe(inst_init=-1.0), "inst_init = -1.0"),
+])
+def test_bad_input(make, text):
+    with pytest.raises(ValueError, match=text): make()
+
+
+def test_ids_of_another_dataset_are_refused():
+    t = task()
+    sel = DataParameters(inst=Sigma()).bind(t)
+    b = batch(t)
+    with pytest.raises(ValueError, match=f"batch.idx: must lie in 0..{N - 1}"):
+        sel.loss(torch.randn(32, 10), Batch(b.x, b.y, b.idx + N)).backward()
