@@ -46,7 +46,7 @@ DDS_RECIPES = {
 # %% ../nbs/11_recipes.ipynb #ac7705c2
 _SWAPPED = dict(
     dataset="cifar100", dev_size=0, noise=0.4, noise_kind="swap", flip=True, crop=4, model="wrn28-10", epochs=120, stop_epoch=84,
-    batch_size=128, lr=0.2, warmup_steps=0, schedule="step", milestones="0.6667,0.8333", lr_drop=0.1, momentum=0.9, nesterov=False,
+    batch_size=128, lr=0.2, warmup_steps=0, schedule="step", milestones="0.666666667,0.833333333", lr_drop=0.1, momentum=0.9, nesterov=False,
     weight_decay=5e-4, grad_bound=0.0, ema_decay=0.0, level="inst", inst_lr=0.2, inst_init=1.0, inst_decay=0.0,
     log_every=100, eval_every=390, save_every=1950)
 _IMAGENET = dict(   # batch size, learning rate and weight decay ours, the usual ones of ResNet-18
@@ -115,8 +115,8 @@ FORGETTING_RECIPES = {
         dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="tiny_resnet", epochs=20, batch_size=128, lr=0.4,
         warmup_steps=78, weight_decay=5e-4, score_seeds=3, seeds=3, remove="0.25,0.5,0.75", log_every=78, eval_every=390, save_every=780),
     "quick": dict(   # ours
-        dataset="digits", dev_size=0, model="tiny_cnn", epochs=20, batch_size=32, lr=0.4, warmup_steps=20, score_seeds=3, seeds=3,
-        remove="0.4,0.6,0.8", log_every=20, eval_every=100, save_every=400),
+        dataset="digits", dev_size=0, model="tiny_cnn", epochs=12, batch_size=32, lr=0.4, warmup_steps=20, score_seeds=3, seeds=3,
+        remove="0.4,0.8", log_every=20, eval_every=100, save_every=400),
 }
 
 # %% ../nbs/11_recipes.ipynb #df08e9ec

@@ -59,7 +59,8 @@ def resolve(
     if recipe == "auto": recipe = published if given.keys() & {"steps", "epochs"} else "quick"
     if not isinstance(recipe, str) or recipe not in recipes: raise ValueError(f"recipe = {recipe!r}: {suggest(str(recipe), [*recipes, 'auto'])}")
     values = recipes[recipe] | given | {"recipe": recipe}
-    if "steps" in given and "epochs" not in given: values["epochs"] = 0   # the recipe's epochs give way
+    if given.keys() & {"steps", "epochs"}:   # the recipe's own length gives way
+        values |= {"epochs": 0, "stop_epoch": 0} | {k: given[k] for k in ("epochs", "stop_epoch") if k in given}
     return SimpleNamespace(**{part: c(**{f.name: values[f.name] for f in fields(c) if f.name in values})
                               for part, c in classes.items()})
 

@@ -90,7 +90,7 @@ class Recipe:
         "Learning rate of step 0, 1, ...: linear warm-up, then cosine to 0 or drops at the milestones."
         peak = self.lr * self.batch_size / 256
         if step < self.warmup_steps: return peak * (step + 1) / self.warmup_steps
-        if self.schedule == "step": return peak * self.lr_drop ** sum(step >= s * self.steps for s in self.drops())
+        if self.schedule == "step": return peak * self.lr_drop ** sum(step >= s * self.steps - 1e-3 for s in self.drops())
         done = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
         return peak * 0.5 * (1 + math.cos(math.pi * done))
 
