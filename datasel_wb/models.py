@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'Net', 'conv_bn', 'Pool', 'small_cnn', 'resnet18', 'resnet18_imagenet', 'resnet50', 'PreactBlock', 'wrn28',
-           'Residual', 'tiny_resnet', 'classifier', 'features_and_logits', 'Slim', 'make_model']
+           'Residual', 'tiny_resnet', 'small_resnet', 'classifier', 'features_and_logits', 'Slim', 'make_model']
 
 # %% ../nbs/02_models.ipynb #8f6294c4
 import copy
@@ -124,6 +124,12 @@ def tiny_resnet(n_classes=10, in_channels=3, dropout=0.0, width=16, **bn) -> Net
                          conv_bn(2 * width, 4 * width, 2, **bn), Residual(4 * width, **bn), Pool())
     return Net(body, 4 * width, n_classes, dropout)
 
+def small_resnet(n_classes=10, in_channels=3, dropout=0.0, width=16, **bn) -> Net:
+    "The same layers as `tiny_resnet`; the image is halved by pooling, after the second and the third convolution."
+    body = nn.Sequential(conv_bn(in_channels, width, **bn), conv_bn(width, 2 * width, **bn), nn.MaxPool2d(2), Residual(2 * width, **bn),
+                         conv_bn(2 * width, 4 * width, **bn), nn.MaxPool2d(2), Residual(4 * width, **bn), Pool())
+    return Net(body, 4 * width, n_classes, dropout)
+
 # %% ../nbs/02_models.ipynb #76affd57
 def classifier(model: nn.Module) -> nn.Linear:
     "The last linear layer of a model. `ValueError` when it has none."
@@ -194,7 +200,9 @@ class Slim(nn.Module):
 MODELS = {
     "tiny_cnn": lambda *a, **kw: small_cnn(*a, width=16, **kw),
     "small_cnn": small_cnn,
+    "nano_resnet": lambda *a, **kw: tiny_resnet(*a, width=8, **kw),
     "tiny_resnet": tiny_resnet,
+    "small_resnet": small_resnet,
     "resnet18": resnet18,
     "resnet18-imagenet": resnet18_imagenet,
     "resnet50": resnet50,

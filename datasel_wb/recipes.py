@@ -59,6 +59,10 @@ DATA_PARAMETERS_RECIPES = {
     "imagenet-class": _IMAGENET | dict(level="cls", cls_lr=0.1, cls_init=1.0, cls_decay=1e-4),
     "imagenet-joint": _IMAGENET | dict(level="both", cls_lr=0.1, cls_init=1.0, cls_decay=1e-4,
                                        inst_lr=0.8, inst_init=0.001, inst_decay=1e-8),
+    "cifar10-10k": dict(   # ours
+        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="small_resnet", epochs=30,
+        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, inst_lr=2.0, seeds=3,
+        log_every=78, eval_every=390, eval_batch_size=1000, save_every=390),
     "quick": dict(   # ours; a high learning rate for few steps
         dataset="digits", dev_size=250, noise=0.4, model="tiny_cnn", epochs=40, batch_size=64, lr=0.4, warmup_steps=30,
         inst_lr=10.0, seeds=3, eval_every=32, log_every=16),
@@ -111,9 +115,10 @@ FORGETTING_RECIPES = {
     "mnist": dict(   # network and learning rate ours
         dataset="mnist", dev_size=0, model="small_cnn", epochs=200, batch_size=64, lr=0.04, warmup_steps=0, score_seeds=5, seeds=5,
         remove="10000,20000,30000,40000,50000", log_every=100, eval_every=1000, save_every=5000),
-    "cifar10-10k": dict(   # ours: an hour on one core
-        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="tiny_resnet", epochs=20, batch_size=128, lr=0.4,
-        warmup_steps=78, weight_decay=5e-4, score_seeds=3, seeds=3, remove="0.25,0.5,0.75", log_every=78, eval_every=390, save_every=780),
+    "cifar10-10k": dict(   # ours
+        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="nano_resnet", epochs=20, batch_size=128, lr=0.2,
+        warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, score_seeds=3, seeds=3, remove="0.25,0.5,0.75", log_every=78, eval_every=780,
+        eval_batch_size=1000, save_every=1560),
     "quick": dict(   # ours
         dataset="digits", dev_size=0, model="tiny_cnn", epochs=12, batch_size=32, lr=0.4, warmup_steps=20, score_seeds=3, seeds=3,
         remove="0.4,0.8", log_every=20, eval_every=100, save_every=400),
@@ -126,9 +131,9 @@ DYNAMS_RECIPES = {
         proxy=0.5, seeds=3),
     "imagenet-resnet50": _IMAGENET | dict(model="resnet50", epochs=120, budget=0.6, dynams_warmup=15, dynams_every=10, proxy=0.5),
     "cifar10-10k": dict(   # ours
-        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="tiny_resnet", epochs=30, batch_size=128, lr=0.4,
-        warmup_steps=78, weight_decay=5e-4, budget=0.6, dynams_warmup=5, dynams_every=5, proxy=0.5, seeds=3,
-        log_every=78, eval_every=390, save_every=780),
+        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="nano_resnet", epochs=30, batch_size=128, lr=0.2,
+        warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, budget=0.6, dynams_warmup=5, dynams_every=5, proxy=0.5, seeds=3,
+        log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
     "quick": dict(   # ours
         dataset="digits", dev_size=0, model="tiny_cnn", epochs=20, batch_size=32, lr=0.4, warmup_steps=20, budget=0.6,
         dynams_warmup=4, dynams_every=4, proxy=0.5, seeds=3, log_every=20, eval_every=100, save_every=400),
@@ -232,9 +237,9 @@ def detection(training: Training) -> float:
 # %% ../nbs/11_recipes.ipynb #bb6ab720
 COMPARE_RECIPES = {
     "cifar10-10k": dict(   # ours
-        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="tiny_resnet", epochs=30,
-        batch_size=128, lr=0.4, warmup_steps=78, weight_decay=5e-4, seeds=3, inst_lr=2.0, dynams_warmup=5, dynams_every=5, proxy=0.5,
-        scorer_clip=5.0, scorer_lr=0.01, log_every=78, eval_every=390, save_every=780),
+        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="nano_resnet", epochs=30,
+        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, seeds=3, inst_lr=2.0, dynams_warmup=5, dynams_every=5,
+        proxy=0.5, scorer_clip=5.0, scorer_lr=0.01, log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
     "quick": dict(   # ours
         dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, model="tiny_cnn", epochs=20, batch_size=64, lr=0.4,
         warmup_steps=20, seeds=3, inst_lr=10.0, dynams_warmup=4, dynams_every=4, proxy=0.5, scorer_clip=5.0, scorer_lr=0.01,
