@@ -9,9 +9,7 @@ import signal
 import subprocess
 import time
 import uuid
-from dataclasses import fields
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pandas as pd
 import psutil
@@ -389,21 +387,7 @@ def test_folder_that_holds_another_run(tmp_path):
     runs.open_run(resolve(name="mine", **TINY), root=tmp_path).close()      # the refusal has let go of the folder
 
 
-# The parameters cell, and the command without the project
-
-def test_parameters_cell():
-    source = "".join(next(c for c in code_cells(ROOT / NOTEBOOK) if "parameters" in c["metadata"].get("tags", []))["source"])
-    lines = [re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line) for line in source.splitlines() if not line.startswith("#")]
-    assert all(lines)
-    there = {m[1]: (m[2], m[4]) for m in lines}
-    def plain(hint): return next((k for k in get_args(hint) if k is not type(None)), hint).__name__
-    here = {f.name: (plain(get_type_hints(c)[f.name]), f.metadata["doc"]) for c in (runs.RunRecipe, *PARTS.values()) for f in fields(c)}
-    assert there == here and len(lines) == len(here)
-    assert {m[1]: m[3] for m in lines if m[3] != "None"} == {"recipe": '"auto"'}
-    namespace = {}
-    exec(source, namespace)
-    assert runs.resolve(namespace, recipes.DDS_RECIPES, "cifar10-wrn28-10", **PARTS) == resolve()
-
+# Help, and the command without the project
 
 def test_help_lists_the_parameters(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -1,0 +1,144 @@
+"""The run notebooks: their parameters, and each of them from data to result through papermill, on digits."""
+import json
+import re
+import shutil
+import uuid
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+
+from datasel_wb import recipes, runs
+from datasel_wb.data import DataRecipe
+from datasel_wb.recipes import CompareRecipe, RemovalRecipe
+from datasel_wb.scorer import DDSRecipe
+from datasel_wb.selectors import DynaMSRecipe
+from datasel_wb.trainer import Recipe
+from datasel_wb.weighting import DataParametersRecipe
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = {   # notebook -> its recipes, what "auto" means with steps or epochs given, and its settings beside run, data and train
+    "run_dds": (recipes.DDS_RECIPES, "cifar10-wrn28-10", dict(dds=DDSRecipe)),
+    "run_data_parameters": (recipes.DATA_PARAMETERS_RECIPES, "cifar100-wrn28-10", dict(dp=DataParametersRecipe)),
+    "run_forgetting": (recipes.FORGETTING_RECIPES, "cifar10-resnet18", dict(removal=RemovalRecipe)),
+    "run_dynams": (recipes.DYNAMS_RECIPES, "cifar10-resnet18", dict(dynams=DynaMSRecipe)),
+    "run_compare": (recipes.COMPARE_RECIPES, "cifar10-10k", dict(compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSRecipe)),
+}
+
+
+def parameters(name):
+    "Source of the cell that papermill fills."
+    notebook = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)
+    return next(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+
+
+def test_every_run_notebook_is_tested():
+    assert set(NOTEBOOKS) == {p.stem for p in (ROOT / "nbs").glob("run_*.ipynb")}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_parameters_cell(name):
+    "Exactly the fields of the settings, with their types and comments, all None but the recipe."
+    book, published, parts = NOTEBOOKS[name]
+    parts = dict(data=DataRecipe, train=Recipe) | parts
+    lines = [re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line) for line in parameters(name).splitlines() if not line.startswith("#")]
+    assert all(lines)
+    there = {m[1]: (m[2], m[4]) for m in lines}
+    def plain(hint): return next((k for k in get_args(hint) if k is not type(None)), hint).__name__
+    here = {f.name: (plain(get_type_hints(c)[f.name]), f.metadata["doc"]) for c in (runs.RunRecipe, *parts.values()) for f in fields(c)}
+    assert there == here and len(lines) == len(here)
+    assert {m[1]: m[3] for m in lines if m[3] != "None"} == {"recipe": '"auto"'}
+    namespace = {}
+    exec(parameters(name), namespace)
+    assert runs.resolve(namespace, book, published, **parts) == runs.resolve({"recipe": "quick"}, book, published, **parts)
+
+
+@pytest.fixture(scope="module")
+def execute(tmp_path_factory):
+    "Runs a notebook through papermill; gives its run folder and the executed notebook. The folder is removed after the tests."
+    folders = []
+    def run(name, **given):
+        run_name = f"test-{name}-{uuid.uuid4().hex[:8]}"
+        folders.append(ROOT / "papermill_runs" / run_name)
+        out = tmp_path_factory.mktemp(name) / "run.ipynb"
+        done = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", out, dict(recipe="quick", name=run_name) | given,
+                                          cwd=ROOT, progress_bar=False)
+        return folders[-1], done
+    yield run
+    for f in folders: shutil.rmtree(f, ignore_errors=True)
+
+
+def charts(notebook):
+    "How many charts an executed notebook shows."
+    return sum(any("vegalite" in kind for kind in o.get("data", {})) for c in notebook.cells for o in c.get("outputs", []))
+
+
+def trained(folder):
+    "Names of the methods with a result, in order."
+    return list(json.loads((folder / "result.json").read_text())["methods"])
+
+
+def test_compare(execute):
+    "Every kind of method; that each of them trains is tested in test_recipes."
+    methods = "forgetting,infobatch,data-parameters,dds"
+    folder, notebook = execute("run_compare", methods=methods, epochs=3, n_train=448, dev_size=64, seeds=2, warmup_steps=4)
+    table = runs.read_results(folder).set_index("method")
+    assert list(table.index) == ["uniform", "uniform-short", "rs2", *methods.split(",")] and (table.n == 2).all()
+    assert table["mean"].between(0, 100).all() and table["diff"].drop("uniform").notna().all()
+    assert (table.pretrain_seconds > 0).sum() == 2 and table.auroc.between(0, 1).sum() >= 2
+    assert charts(notebook) >= 4
+    changed = pd.read_csv(folder / "changed_labels.csv")
+    assert len(changed) == 179 and (changed.label != changed.clean_label).all()            # floor(0.4 * 448)
+
+
+def test_data_parameters(execute):
+    folder, notebook = execute("run_data_parameters", epochs=12, seeds=2)
+    table = runs.read_results(folder).set_index("method")
+    assert table.loc["data-parameters", "auroc"] > 0.75 and pd.isna(table.loc["uniform", "auroc"]) and charts(notebook) >= 6
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    sigma = metrics[metrics.name == "sigma/inst/noisy/mean"].value
+    assert sigma.iloc[-1] > metrics[metrics.name == "sigma/inst/clean/mean"].value.iloc[-1]
+    board = b"".join(f.read_bytes() for f in (folder / "data-parameters-0" / "tb").iterdir())
+    assert b"sigma/inst/noisy" in board                                                       # the histograms
+
+
+def test_forgetting_removal_sweep(execute):
+    "Three seeds, scores, removal by two scores and at random."
+    folder, notebook = execute("run_forgetting", epochs=8)
+    sweep = pd.read_parquet(folder / "sweep.parquet")
+    assert set(sweep.score) == {"forgetting", "max_loss_increase", "random"} and set(sweep.removed) == {0, 519, 1038}
+    assert (sweep.groupby(["score", "removed"]).seed.nunique() == 3).all() and charts(notebook) >= 1
+    mean = sweep.groupby(["score", "removed"]).accuracy.mean()
+    assert mean["random", 0] > 90 and mean["random", 1038] < mean["random", 0]
+    scores = pd.read_parquet(folder / "scores.parquet")
+    assert len(scores) == 1297 and scores.forgetting.sum() > 0 and "random-519" in trained(folder)
+    kept = pd.read_parquet(folder / "forgetting-1038-0" / "examples.parquet")
+    gone = set(scores.sort_values("forgetting", kind="stable").id.head(1038))
+    assert set(kept.id[kept.presentations > 0]) & gone == set()
+
+
+def test_dynams(execute):
+    folder, notebook = execute("run_dynams", epochs=8, seeds=1, dynams_warmup=2, dynams_every=2)
+    table = runs.read_results(folder).set_index("method")
+    assert list(table.index) == ["uniform", "uniform-short", "rs2", "dynams", "dynams-proxy"] and charts(notebook) >= 3
+    full = table.loc["uniform", "examples"]
+    assert table.loc["rs2", "examples"] / full == pytest.approx(0.6, abs=0.02)
+    assert table.loc["dynams", "examples"] / full == pytest.approx(0.6 + 3 / 8, abs=0.03)     # and three scoring passes
+    agreement = next(o.data["text/html"] for c in notebook.cells if "agreements" in c.source for o in c.get("outputs", []) if "data" in o)
+    assert "spearman" in agreement
+
+
+@pytest.mark.parametrize("name, given, text", [
+    ("run_compare", dict(methods="forgeting"), "did you mean 'forgetting'"),
+    ("run_compare", dict(dev_size=0), "batchweight: BatchWeight needs dev_batch"),
+    ("run_forgetting", dict(remove="5000"), "remove = '5000': 5000 must lie in 1..1296 for 1297 examples"),
+    ("run_dynams", dict(budget=0.1), "budget = 0.1: a power schedule"),
+    ("run_data_parameters", dict(inst_init=0.0), "inst_init = 0.0: must be above 0"),
+    ("run_data_parameters", dict(steps=50, batch_size=5000), "batch_size = 5000"),
+])
+def test_bad_input_stops_before_training(execute, name, given, text):
+    with pytest.raises(papermill.PapermillExecutionError, match=re.escape(text)): execute(name, **given)
