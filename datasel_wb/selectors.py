@@ -24,7 +24,7 @@ from .data import Augment, DataRecipe, Loader, eval_batches, load_data
 from .dynamics import rank
 from .models import Slim, classifier, features_and_logits, small_cnn
 
-# %% ../nbs/05_selectors.ipynb #4ce8507d
+# %% ../nbs/05_selectors.ipynb #afd3f950
 class Task:
     "What a method may ask for; bound once, hides the device."
     def __init__(self,
@@ -95,14 +95,14 @@ class Task:
                "epochs": self.epochs}
         return has[need] is not None
 
-# %% ../nbs/05_selectors.ipynb #a601312e
+# %% ../nbs/05_selectors.ipynb #76cc4eba
 class Seen(NamedTuple):
     "What the last call of `Selector.loss` computed, detached; for records."
     logits: Tensor           # [B, C]
     losses: Tensor           # [B] nats
     weights: Tensor | None   # [B]; None: 1/B each
 
-# %% ../nbs/05_selectors.ipynb #76cc4eba
+# %% ../nbs/05_selectors.ipynb #ad563b65
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
     needs, suspicious, host = (), (), ()
@@ -173,11 +173,11 @@ class Selector(nn.Module):
         self.task.passes, self.epoch_number = state["passes"], state["epoch"]
         for k, v in state["host"].items(): setattr(self, k, v)
 
-# %% ../nbs/05_selectors.ipynb #9da20652
+# %% ../nbs/05_selectors.ipynb #bf760d45
 class Uniform(Selector):
     "Plain training: every example, equal weights."
 
-# %% ../nbs/05_selectors.ipynb #e01ae91e
+# %% ../nbs/05_selectors.ipynb #d38ed918
 class _StaysOnDevice(TorchDispatchMode):
     "Raise on operations that bring a value to the host or make a shape out of values."
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "bincount")
@@ -204,7 +204,7 @@ def _assert_untouched(before, model, hook):
             assert same, f"{hook} changed the model's {what} {k!r}"
     assert before[2] == now[2], f"{hook} changed a module's training mode"
 
-# %% ../nbs/05_selectors.ipynb #d38ed918
+# %% ../nbs/05_selectors.ipynb #78688992
 class _Trial:
     "A short training of a selector, with everything that a resume needs."
     def __init__(self, make, data, steps):
@@ -253,7 +253,7 @@ class _Trial:
         self.epoch = state.pop("epoch")
         for k, s in state.items(): self.parts[k].load_state_dict(s)
 
-# %% ../nbs/05_selectors.ipynb #78688992
+# %% ../nbs/05_selectors.ipynb #88f956f9
 def check_selector(
     make,             # () -> a fresh Selector
     steps: int = 50,  # of the trial; an epoch of the digits is 32
@@ -278,7 +278,7 @@ def check_selector(
         except ValueError: return
         raise AssertionError("binding to a task without what `needs` lists must be a ValueError")
 
-# %% ../nbs/05_selectors.ipynb #9f40e2f1
+# %% ../nbs/05_selectors.ipynb #128c90b7
 def removed_ids(
     order: Tensor,             # [n] ids, ascending by score
     remove_n: int = 0,         # r
@@ -296,7 +296,7 @@ def removed_ids(
     if k < 0: return order[torch.randperm(n, generator=generator)[:r]]
     return order[k:k + r]
 
-# %% ../nbs/05_selectors.ipynb #fba6f7cc
+# %% ../nbs/05_selectors.ipynb #57a04262
 class Prune(Selector):
     "Train without the examples that `removed_ids` names."
     needs = ("n",)
@@ -321,7 +321,7 @@ class Prune(Selector):
 
     def indices(self): return self.kept
 
-# %% ../nbs/05_selectors.ipynb #4c87a487
+# %% ../nbs/05_selectors.ipynb #5a55199f
 class RS2(Selector):
     "Each epoch the next share `r` of a shuffled order of all ids."
     needs, host = ("n",), ("order", "position", "shuffles")
@@ -344,7 +344,7 @@ class RS2(Selector):
         self.order, self.position, self.shuffles = torch.cat([fresh[~late], fresh[late]]), k - len(ids), self.shuffles + 1
         return torch.cat([ids, self.order[:self.position]])
 
-# %% ../nbs/05_selectors.ipynb #5a55199f
+# %% ../nbs/05_selectors.ipynb #9ea6435b
 def infobatch_sample(
     losses: Tensor,  # [n] last known losses; inf: never seen
     r: float,        # share of the easy examples to leave out, in [0, 1)
@@ -359,7 +359,7 @@ def infobatch_sample(
     weights[rest] = len(easy) / max(len(rest), 1)
     return kept.nonzero()[:, 0], weights
 
-# %% ../nbs/05_selectors.ipynb #01b9cd4a
+# %% ../nbs/05_selectors.ipynb #004b07ba
 class InfoBatch(Selector):
     "Leave out a random share `r` of the examples with a loss below the mean; the others like them count more."
     needs = ("n", "epochs")
@@ -390,7 +390,7 @@ class InfoBatch(Selector):
     def weights(self, losses, batch):
         return self.scale[batch.idx] / len(losses) if self.r else None
 
-# %% ../nbs/05_selectors.ipynb #be055bca
+# %% ../nbs/05_selectors.ipynb #b086452b
 def margin_to_boundary(
     features: Tensor,  # [B, F] h(x)
     weight: Tensor,    # [C, F] of the classifier
@@ -404,7 +404,7 @@ def margin_to_boundary(
     own = F.one_hot(y, len(weight)).bool()
     return torch.where(own, torch.inf, gap / apart.clamp_min(torch.finfo(gap.dtype).tiny)).amin(1)
 
-# %% ../nbs/05_selectors.ipynb #7dc9441d
+# %% ../nbs/05_selectors.ipynb #064566c7
 SHAPES = {"power": lambda j, last, p: (j + 1) ** -p, "linear": lambda j, last, p: 1 - j / last}
 
 def margin_schedule(
@@ -430,7 +430,7 @@ def margin_schedule(
                          f"{least:.2f} and at most 1 of them")
     return [1.0] * warmup + [min(v, 1.0) for v in shares]
 
-# %% ../nbs/05_selectors.ipynb #064566c7
+# %% ../nbs/05_selectors.ipynb #1e40d887
 class DynaMS(Selector):
     "Keep the examples with the smallest margins, on a schedule that meets a budget."
     needs, host = ("n", "epochs", "score_all"), ("kept",)
@@ -488,7 +488,7 @@ class DynaMS(Selector):
 
     def report(self): return {"margin": self.margins}
 
-# %% ../nbs/05_selectors.ipynb #6d5a1e91
+# %% ../nbs/05_selectors.ipynb #20032b38
 @dataclass(frozen=True)
 class DynaMSRecipe:
     "Settings of DynaMS."
