@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIGN', 'RULES', 'Batch', 'per_example_loss', 'evaluating', 'align', 'seeded', 'Collectives', 'setting',
-           'check_settings', 'check', 'suggest']
+           'check_settings', 'check', 'check_ids', 'suggest']
 
 # %% ../nbs/00_core.ipynb #3bca72a7
 import difflib
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import field, fields
 from typing import NamedTuple, get_args, get_type_hints
 
+import numpy as np
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
@@ -154,10 +155,16 @@ def check_settings(settings) -> None:
         if wrong := _breach(value, kinds, f.metadata.get("rule", "any")):
             raise ValueError(f"{f.name} = {value!r}: {wrong}")
 
-def check(rule: str | tuple, **values) -> None:
-    "Raise one `ValueError` for the first number that breaks a rule: `check(\"share\", r=r)`."
+def check(rule: str | tuple, kind: type = float, **values) -> None:
+    "Raise one `ValueError` for the first number that breaks a rule or is not of a kind: `check(\"share\", r=r)`."
     for name, value in values.items():
-        if wrong := _breach(value, (float,), rule): raise ValueError(f"{name} = {value!r}: {wrong}")
+        if wrong := _breach(value, (kind,), rule): raise ValueError(f"{name} = {value!r}: {wrong}")
+
+def check_ids(ids: Tensor, n: int | None, name: str, what: str) -> None:
+    "`ValueError` unless ids lie in 0..n-1; `what` says of what. Looks at CPU tensors only: elsewhere it would wait for the device."
+    if n is None or ids.device.type != "cpu" or not len(ids): return
+    low, high = (f(ids.numpy()) for f in (np.min, np.max))
+    if low < 0 or high >= n: raise ValueError(f"{name} = {low if low < 0 else high}: must lie in 0..{n - 1}, {what}")
 
 def suggest(word: str, known) -> str:
     "A hint for a misspelt name: the nearest known one, or all of them."

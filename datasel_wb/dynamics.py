@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from .core import Batch, evaluating, per_example_loss
+from .core import Batch, check_ids, evaluating, per_example_loss
 
 # %% ../nbs/04_dynamics.ipynb #d9debdf5
 def forgetting_events(
@@ -169,15 +169,15 @@ def _next_rows(old: Tensor, losses: Tensor, weights: Tensor, looks: tuple) -> Te
     return rows
 
 # %% ../nbs/04_dynamics.ipynb #36ef6971
-SCORES = ("forgetting", "first_learned", "presentations_to_learn", "unforgettable", "max_loss_increase", "el2n", "margin",
-          "confidence", "confidence_spread", "last_layer_grad_norm", "grand")
+SCORES = {"forgetting": 1, "first_learned": 1, "presentations_to_learn": 1, "unforgettable": -1, "max_loss_increase": 1, "el2n": 1,
+          "margin": -1, "confidence": -1, "confidence_spread": 1, "last_layer_grad_norm": 1, "grand": 1}   # 1: high is hard; -1: easy
 
 def _scores(row: dict) -> dict:
     "Scores [N] from the recorder's columns."
     n, learned = row["presentations"], row["correct_sum"] > 0
     mean = {k: row[f"{k}_sum"] / n for k in ("el2n", "margin", "confidence")}   # 0 / 0 is NaN
     spread = ((row["confidence_square_sum"] - row["confidence_sum"] * mean["confidence"]) / n).clamp_min(0).sqrt()
-    counts = {"forgetting": torch.where(learned, row["forgetting"], n), "first_learned": row["first_learned"].nan_to_num(posinf=-1),
+    counts = {"forgetting": torch.where(learned, row["forgetting"], n), "first_learned": row["first_learned"],
               "presentations_to_learn": row["last_wrong"], "max_loss_increase": row["max_loss_increase"]}
     counts = {k: torch.where(n > 0, v, torch.nan) for k, v in counts.items()}
     all_of = counts | mean | {"unforgettable": learned & (row["forgetting"] == 0), "confidence_spread": spread}
@@ -212,7 +212,8 @@ class Dynamics(nn.Module):
         y: Tensor,                # [B] labels
         weights: Tensor | None,   # [B] weights of the batch, sum 1 in uniform training; None: uniform
     ) -> None:
-        "Add one batch."
+        "Add one batch. `ValueError` on ids out of range (on CUDA an assertion of the device)."
+        check_ids(idx, len(self.rows), "idx", "the ids of the recorded examples")
         old, losses, looks = self.rows.index_select(0, idx), losses.float(), _looks(logits, y)
         relative = torch.ones_like(losses) if weights is None else (weights * len(weights)).float()
         self.rows.index_copy_(0, idx, _next_rows(old, losses, relative, looks))
@@ -266,8 +267,9 @@ def merge_scores(
         if lost := [name for name in names if name not in part]: raise ValueError(f"frames[{k}] has no column {lost[0]!r}")
         if len(part) != len(ids) or not part.index.is_unique or not part.index.isin(ids).all():
             raise ValueError(f"frames[{k}].id = {len(part)} ids: must be the {len(ids)} ids of frames[0], each once")
-    stacks = {name: np.stack([p.loc[ids, name].to_numpy(float) for p in parts]) for name in names}
-    return pd.DataFrame({"id": ids} | {k: v.sum(0) if k == "forgetting" else v.mean(0) for k, v in stacks.items()})
+    how = {"presentations": np.min} if all("presentations" in p for p in parts) else {}
+    how |= {name: np.sum if name == "forgetting" else np.mean for name in names}
+    return pd.DataFrame({"id": ids} | {k: f([p.loc[ids, k].to_numpy(float) for p in parts], 0) for k, f in how.items()})
 
 # %% ../nbs/04_dynamics.ipynb #adf041be
 def rank(

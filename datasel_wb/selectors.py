@@ -8,6 +8,7 @@ __all__ = ['SHAPES', 'Task', 'Seen', 'Selector', 'Uniform', 'check_selector', 'r
 
 # %% ../nbs/05_selectors.ipynb #bc96743b
 import copy
+import hashlib
 import io
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .core import Batch, Collectives, align, check, check_settings, evaluating, per_example_loss, seeded, setting
+from .core import Batch, Collectives, align, check, check_ids, check_settings, evaluating, per_example_loss, seeded, setting
 from .data import Augment, DataRecipe, Loader, eval_batches, load_data
 from .dynamics import rank
 from .models import Slim, classifier, features_and_logits, small_cnn
@@ -93,7 +94,7 @@ class Task:
         "Whether this task can answer `need`, one of the names that selectors list in `needs`."
         has = {"dev_batch": self.dev, "score_all": self.train, "n": self.n, "n_classes": self.n_classes, "steps": self.steps,
                "epochs": self.epochs}
-        return has[need] is not None
+        return has[need] is not None and not (need == "dev_batch" and len(self.dev) == 0)
 
 # %% ../nbs/05_selectors.ipynb #76cc4eba
 class Seen(NamedTuple):
@@ -103,18 +104,25 @@ class Seen(NamedTuple):
     weights: Tensor | None   # [B]; None: 1/B each
 
 # %% ../nbs/05_selectors.ipynb #ad563b65
+def _settings(selector) -> dict:
+    "What a method was made with, as text, so that a checkpoint knows it; tensors as a digest."
+    def told(v): return hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()[:12] if isinstance(v, Tensor) else repr(v)
+    plain = (Tensor, int, float, str, tuple, list, dict, type(None))
+    return {k: told(v) for k, v in vars(selector).items() if isinstance(v, plain) and not k.startswith("_") and k != "training"}
+
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
-    needs, suspicious, host = (), (), ()
+    needs, suspicious, host, stored = (), (), (), False
 
     def __init__(self):
         super().__init__()
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
-        self.task = self.seen = None
+        self.task = self.seen = self.made_with = None
         self.epoch_number = 0
 
     def setup(self, task: Task) -> None: "Create buffers and parameters."
     def indices(self) -> Tensor | None: "Ids to visit this epoch, on the host; None: all."
+    def fewest(self) -> int | None: "The fewest ids that `indices` can give in an epoch; None: always all."
     def logits(self, logits: Tensor, batch: Batch) -> Tensor: return logits
     def weights(self, losses: Tensor, batch: Batch) -> Tensor | None: "Weights [B]; None: 1/B each."
     def penalty(self, batch: Batch) -> Tensor | None: "A scalar added to the loss; None: nothing."
@@ -123,12 +131,15 @@ class Selector(nn.Module):
     def report(self) -> dict: return {}
 
     def bind(self, task: Task) -> "Selector":
-        "Attach to a task. `ValueError` when the task cannot answer what the method needs, or has one class only."
+        "Attach to a task. `ValueError` when the task cannot answer what the method needs, or has examples of one class only."
         if missing := [need for need in self.needs if not task.offers(need)]:
             raise ValueError(f"{type(self).__name__} needs {', '.join(missing)}, which this task lacks: "
                              f"pass {', '.join(k.removesuffix('_batch').replace('score_all', 'train') for k in missing)} to Task")
         if task.n_classes is not None and task.n_classes < 2:
             raise ValueError(f"n_classes = {task.n_classes}: must be 2 or more, or there is nothing to learn")
+        if task.train is not None and len(task.train) > 1 and (task.train.y == task.train.y[0]).all():
+            raise ValueError(f"train.y = {int(task.train.y[0])} for all {len(task.train)} examples: must have 2 classes or more")
+        if self.made_with is None: self.made_with = _settings(self)   # once, before `setup` adds to them
         self.task = task
         self.setup(task)
         return self.to(task.device)
@@ -143,17 +154,14 @@ class Selector(nn.Module):
         return self.indices()
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        "Final verb: the scalar to descend, from logits [B, C]. `ValueError` on ids outside the training set (on the CPU)."
-        try: return self._loss(logits, batch)
-        except IndexError as e:
-            raise ValueError(f"batch.idx: must lie in 0..{(self.task.n or 0) - 1}, the ids of the training set that the method is bound to ({e})") from None
-
-    def _loss(self, logits, batch):
+        "Final verb: the scalar to descend, from logits [B, C]. `ValueError` on ids or labels that the training set lacks (CPU only)."
+        check_ids(batch.idx, self.task.n, "batch.idx", "the ids of the training set that the method is bound to")
+        check_ids(batch.y, self.task.n_classes, "batch.y", "the classes of the training set that the method is bound to")
         losses = self.task.loss_fn(self.logits(logits, batch), batch.y)
         self.observe(logits.detach(), losses.detach(), batch)
         w = self.weights(losses.detach(), batch)
         self.seen = Seen(logits.detach(), losses.detach(), None if w is None else w.detach())
-        total = losses.mean() if w is None else w @ losses
+        total = losses.mean() if w is None else w.to(losses.dtype) @ losses
         extra = self.penalty(batch)
         return total if extra is None else total + extra
 
@@ -219,8 +227,11 @@ class _Trial:
 
     def next_batch(self):
         if not self.loader.remaining:
+            before = _fingerprint(self.model)
             ids = self.sel.epoch(self.epoch)
+            _assert_untouched(before, self.model, "epoch")
             if ids is not None:
+                assert len(ids) >= (self.sel.fewest() or 0), f"indices() gave {len(ids)} ids, below fewest() = {self.sel.fewest()}"
                 assert ids.dtype == torch.int64 and ids.ndim == 1 and ids.device.type == "cpu", "indices() must be 1-D int64 on the host"
                 assert 0 <= ids.min() and ids.max() < self.task.n, "indices() has ids outside the training set"
             self.loader.begin(ids)
@@ -256,16 +267,16 @@ class _Trial:
 # %% ../nbs/05_selectors.ipynb #88f956f9
 def check_selector(
     make,             # () -> a fresh Selector
-    steps: int = 50,  # of the trial; an epoch of the digits is 32
+    steps: int = 72,  # of the trial, which is resumed after two thirds of them; an epoch on everything is 32
 ) -> None:
     "Raise `AssertionError` naming the first rule of the protocol that a method breaks."
     data = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.2))
     whole, first = _Trial(make, data, steps), _Trial(make, data, steps)
     for _ in range(steps): whole.step()
-    for _ in range(steps // 3): first.step()
+    for _ in range(middle := 2 * steps // 3): first.step()
     second = _Trial(make, data, steps)
     second.load(first.save())
-    for _ in range(steps - steps // 3): second.step()
+    for _ in range(steps - middle): second.step()
     for part in ("model", "selector"):
         a, b = whole.parts[part].state_dict(), second.parts[part].state_dict()
         for k in a:
@@ -287,6 +298,7 @@ def removed_ids(
     generator: torch.Generator | None = None,  # of the random choices
 ) -> Tensor:                   # [r] or [m] ids
     "The ids that pruning takes out. `ValueError` when that many cannot be removed."
+    check("any", int, remove_n=remove_n, keep_lowest_n=keep_lowest_n, remove_subsample=remove_subsample)
     n, r, k, m = len(order), remove_n, keep_lowest_n, remove_subsample
     if not -1 <= k < n: raise ValueError(f"keep_lowest_n = {k}: must lie in -1..{n - 1} for {n} examples")
     if not 0 <= r <= n - max(k, 1): raise ValueError(f"remove_n = {r}: must lie in 0..{n - max(k, 1)} for {n} examples and keep_lowest_n = {k}")
@@ -307,10 +319,12 @@ class Prune(Selector):
         remove_subsample: int = 0,
     ):
         super().__init__()
+        if order is None and (keep_lowest_n not in (0, -1) or remove_subsample):
+            raise ValueError(f"order = None: removal is at random, so keep_lowest_n = {keep_lowest_n} and remove_subsample = {remove_subsample} must be 0")
         self.order, self.choice = order, (remove_n, keep_lowest_n if order is not None else -1, remove_subsample)
 
     def setup(self, task):
-        order = torch.arange(task.n) if self.order is None else self.order.cpu()
+        order = torch.arange(task.n) if self.order is None else torch.as_tensor(self.order).cpu()
         if order.ndim != 1 or order.dtype != torch.int64: raise ValueError(f"order: must be a 1-D int64 tensor, is {order.ndim}-D {order.dtype}")
         if not torch.equal(order.sort().values, torch.arange(task.n)):
             raise ValueError(f"order: must have each id of 0..{task.n - 1} once; has {len(order)} ids, so it may be of another data set")
@@ -320,6 +334,7 @@ class Prune(Selector):
         self.kept = kept.nonzero()[:, 0] if len(gone) else None
 
     def indices(self): return self.kept
+    def fewest(self): return None if self.kept is None else len(self.kept)
 
 # %% ../nbs/05_selectors.ipynb #5a55199f
 class RS2(Selector):
@@ -333,9 +348,10 @@ class RS2(Selector):
     def setup(self, task):
         self.order, self.position, self.shuffles = torch.zeros(0, dtype=torch.int64), 0, 0
 
+    def fewest(self): return max(1, round(self.r * self.task.n))
+
     def indices(self):
-        k = max(1, round(self.r * self.task.n))
-        if k == self.task.n: return None
+        if (k := self.fewest()) == self.task.n: return None
         ids = self.order[self.position:self.position + k]
         self.position += len(ids)
         if len(ids) == k: return ids
@@ -375,6 +391,8 @@ class InfoBatch(Selector):
     def setup(self, task):
         self.register_buffer("losses", torch.full((task.n,), torch.inf))
         self.register_buffer("scale", torch.ones(task.n))
+
+    def fewest(self): return self.task.n - round(self.r * self.task.n)
 
     def indices(self):
         self.scale.fill_(1)
@@ -417,7 +435,8 @@ def margin_schedule(
 ) -> list:           # E shares
     "Share of the training set in each epoch. `ValueError` when no such schedule meets the budget."
     check("fraction", budget=budget)
-    check("positive", epochs=epochs, warmup=warmup, every=every, power=power)
+    check("positive", power=power)
+    check("positive", int, epochs=epochs, warmup=warmup, every=every)
     if shape not in SHAPES: raise ValueError(f"shape = {shape!r}: must be one of {', '.join(SHAPES)}")
     if warmup >= epochs: raise ValueError(f"warmup = {warmup}: must be below the {epochs} epochs")
     refresh = [(e - warmup) // every + 1 for e in range(warmup, epochs)]
@@ -459,21 +478,28 @@ class DynaMS(Selector):
         "Margins [n] of the training set by the model or by its proxy."
         head = classifier(self.task.model)
         def margins(b):
-            h, _ = features_and_logits(model, b.x)
-            return margin_to_boundary(h.float(), head.weight[:, :h.shape[1]].float(), head.bias, b.y)
-        with evaluating(model), self.task.autocast(): return self.task.score_all(margins)
+            with self.task.autocast(): h, _ = features_and_logits(model, b.x)
+            with torch.autocast(h.device.type, enabled=False):   # differences of like numbers: in float32 at least
+                return margin_to_boundary(h.float(), head.weight[:, :h.shape[1]].float(), None if head.bias is None else head.bias.float(), b.y)
+        with evaluating(model): return self.task.score_all(margins)
+
+    def size(self, epoch: int) -> int:
+        "How many examples the schedule grants an epoch; beyond the plan the last share stays."
+        return max(1, round(self.schedule[min(epoch, len(self.schedule) - 1)] * self.task.n))
+
+    def fewest(self): return min(map(self.size, range(len(self.schedule))))
 
     def indices(self):
         after = self.epoch_number - self.warmup
         if after < 0 or self.budget == 1: return None
         if after % self.every == 0:
             self.margins.copy_(self.score(self.proxy or self.task.model))
-            share = self.schedule[min(self.epoch_number, len(self.schedule) - 1)]   # beyond the plan the last share stays
-            self.kept = rank(self.margins)[:max(1, round(share * self.task.n))].cpu()
+            self.kept = rank(self.margins)[:self.size(self.epoch_number)].cpu()
         return self.kept
 
     def penalty(self, batch):
         if self.proxy is None: return None
+        self.task.passes += len(batch.y)
         with self.task.autocast(): logits = self.proxy(batch.x)
         teacher = F.log_softmax(self.seen.logits.float(), 1)
         distilled = F.kl_div(F.log_softmax(logits.float(), 1), teacher, log_target=True, reduction="batchmean")
@@ -481,6 +507,7 @@ class DynaMS(Selector):
 
     def agreement(self) -> dict:
         "How well the proxy ranks: Spearman correlation of all margins, and the share of the kept examples that the model would keep."
+        if self.proxy is None or self.kept is None: raise ValueError("agreement: needs a proxy, and an epoch with a selection behind it")
         full, slim = self.score(self.task.model), self.score(self.proxy)
         k = len(self.kept)
         both = len(set(rank(full)[:k].tolist()) & set(rank(slim)[:k].tolist()))

@@ -43,7 +43,10 @@ class SparseSGD(torch.optim.Optimizer):
         ids: Tensor | None = None,   # [B] ids of the batch; sparse gradients bring their own
         grad: Tensor | None = None,  # [B, ...] gradients of these entries, for an optimizer of one tensor; None: those in `.grad`
     ) -> None:
-        "Update the entries of the batch. `ValueError` on ids out of range (on CUDA an assertion of the device)."
+        "Update the entries of the batch. `ValueError` on ids that are no integers or out of range (on CUDA an assertion of the device)."
+        if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool): raise ValueError(f"ids: must be int64, are {ids.dtype}")
+        if grad is not None and (n := sum(len(g["params"]) for g in self.param_groups)) != 1:
+            raise ValueError(f"grad: is for an optimizer of one tensor; this one has {n}")
         with torch.no_grad():
             for group in self.param_groups:
                 for p in group["params"]:

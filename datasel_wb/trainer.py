@@ -329,6 +329,9 @@ class Training:
         task = Task(self.model, train, data.dev, steps=recipe.steps, epochs=recipe.epochs or None, prepare=self.prepare,
                     seed=seed, dev_batch_size=recipe.batch_size, loss_fn=loss_fn, autocast=self.backend.autocast)
         self.selector = (selector or Uniform()).bind(task)
+        if (fewest := self.selector.fewest()) is not None and fewest < recipe.batch_size:
+            raise ValueError(f"batch_size = {recipe.batch_size}: must not exceed the {fewest} examples that {type(selector).__name__} "
+                             "visits in its smallest epoch")
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(self.params, recipe.lr_at(0), recipe.momentum, nesterov=recipe.nesterov)
         self.batches = iter(self.loader)
@@ -402,17 +405,20 @@ class Training:
             raise FloatingPointError(f"the gradient was not finite in {self.PATIENCE} steps in a row, up to step {self.steps_done}; "
                                      f"a lower lr (now {self.recipe.lr}) or another recipe is needed. Saved checkpoints are intact")
 
-    def evaluate(self) -> dict:
-        "Of the averaged weights on dev and test, and of the selector's scores on the noise, where it is known."
-        model = self.ema.model if self.recipe.ema_decay else self.model
-        splits = {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device)
-                  for k, s in (("dev", self.data.dev), ("test", self.data.test)) if s is not None}
+    def opinions(self) -> dict:
+        "What the selector's scores look like, and how well they find the noise, where it is known; kept for the records."
         noisy, self.report = self.data.train.noisy, {k: v.detach().float().cpu() for k, v in self.selector.report().items()}
         looks = {k: v.item() for k, v in self.report.items() if v.ndim == 0}
         for k, v in self.report.items():
             if v.ndim: looks |= spread(v, noisy, k)
             if v.ndim and noisy is not None: looks[f"auroc/{k}"] = noise_auroc(-v if k in self.selector.suspicious else v, noisy)
-        return splits | ({"train": looks} if looks else {})
+        return looks
+
+    def evaluate(self) -> dict:
+        "Loss and accuracy of the averaged weights on dev and test."
+        model = self.ema.model if self.recipe.ema_decay else self.model
+        return {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device)
+                for k, s in (("dev", self.data.dev), ("test", self.data.test)) if s is not None}
 
     def state(self) -> dict:
         "All that a resume needs; tensors, numbers and strings."
@@ -424,7 +430,8 @@ class Training:
     def identity(self) -> dict:
         "What must be the same for a checkpoint to belong to this training."
         labels = hashlib.sha256(self.data.train.y.cpu().numpy().tobytes()).hexdigest()[:12]
-        return asdict(self.recipe) | {"seed": self.seed, "method": type(self.selector).__name__, "labels": labels}
+        return asdict(self.recipe) | {"seed": self.seed, "method": type(self.selector).__name__, "made_with": self.selector.made_with,
+                                       "labels": labels}
 
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
@@ -480,7 +487,9 @@ def _train(training: Training, saved: Checkpoints | None, bar: tqdm) -> None:
         if not (due(recipe.log_every) or due(recipe.eval_every) or due(recipe.save_every)): continue
         training.backend.fence()
         training.seconds += time.perf_counter() - clock
-        if due(recipe.log_every): training.log.add(training.where(), "train", training.read_meters())
+        looks = due(recipe.eval_every) or (due(recipe.log_every) and training.selector.stored)
+        rows = (training.read_meters() if due(recipe.log_every) else {}) | (training.opinions() if looks else {})
+        training.log.add(training.where(), "train", rows)
         if due(recipe.eval_every): _evaluate(training, bar)
         if saved and due(recipe.save_every): _save(training, saved)
         clock = time.perf_counter()

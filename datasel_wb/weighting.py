@@ -30,7 +30,7 @@ class Sigma:
 
 class DataParameters(Selector):
     "Divide the logits by learned temperatures of the class, the instance, or their sum."
-    needs, suspicious = ("n", "n_classes"), ("sigma/cls", "sigma/inst")
+    needs, suspicious, stored = ("n", "n_classes"), ("sigma/cls", "sigma/inst"), True
     LIMITS = -math.log(20), math.log(20)
 
     def __init__(self,
@@ -39,8 +39,10 @@ class DataParameters(Selector):
         clamp: bool = True,         # keep σ in [1/20, 20]
     ):
         super().__init__()
-        if cls is None and inst is None: raise ValueError("cls = None and inst = None: one of them must be a Sigma")
-        self.settings, self.clamp, self.leaves = {k: s for k, s in (("cls", cls), ("inst", inst)) if s}, clamp, {}
+        self.settings, self.clamp, self.leaves = {k: s for k, s in (("inst", inst), ("cls", cls)) if s is not None}, clamp, {}
+        if not self.settings: raise ValueError("cls = None and inst = None: one of them must be a Sigma")
+        for k, s in self.settings.items():
+            if not isinstance(s, Sigma): raise ValueError(f"{k} = {s!r}: must be a Sigma")
 
     def setup(self, task):
         self.optimizers = {}
@@ -62,7 +64,7 @@ class DataParameters(Selector):
     def update(self, batch):
         for name, leaf in self.leaves.items():
             ids, table = {"cls": batch.y, "inst": batch.idx}[name], getattr(self, f"log_{name}")
-            ids, grad = self.task.collectives.rows(ids, leaf.grad.nan_to_num(0, 0, 0))   # a broken step moves nothing
+            ids, grad = self.task.collectives.rows(ids, leaf.grad.nan_to_num(0, 0, 0))   # a broken step adds nothing
             self.optimizers[name].step(ids, grad)
             if self.clamp: table.index_copy_(0, ids, table[ids].clamp(*self.LIMITS))
         self.leaves = {}

@@ -100,6 +100,7 @@ def test_functions_of_empty_histories():
 @pytest.mark.parametrize("name", ["forgetting", "first_learned", "presentations_to_learn", "max_loss_increase", "unforgettable"])
 def test_online_scores_equal_a_plain_count(fed, ragged, name):
     by_book = [row["forgetting_events" if name == "forgetting" else name] for row in plain(ragged)]
+    if name == "first_learned": by_book = [math.inf if t == -1 else t for t in by_book]   # never learned: sorts as the hardest
     seen = ragged[0] > 0
     score = fed.scores()[name]
     assert score[seen].tolist() == [v for v, s in zip(by_book, seen) if s]
@@ -321,7 +322,7 @@ def test_merge_scores():
 def test_merged_tables_of_runs(fed):
     both = merge_scores([fed.table(), fed.table()])
     assert np.array_equal(both.forgetting, 2 * fed.scores()["forgetting"].numpy(), equal_nan=True) and len(both) == N
-    assert set(both) == {"id", *fed.scores()}
+    assert set(both) == {"id", "presentations", *fed.scores()} and np.array_equal(both.presentations, fed.table().presentations)
 
 
 def test_rank_is_stable_and_refuses_nan():

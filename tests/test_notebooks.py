@@ -15,7 +15,7 @@ import pytest
 from datasel_wb import recipes, runs
 from datasel_wb.data import DataRecipe
 from datasel_wb.recipes import CompareRecipe, RemovalRecipe
-from datasel_wb.scorer import DDSRecipe
+from datasel_wb.scorer import DDSRecipe, DDSSettings
 from datasel_wb.selectors import DynaMSRecipe
 from datasel_wb.trainer import Recipe
 from datasel_wb.weighting import DataParametersRecipe
@@ -26,7 +26,7 @@ NOTEBOOKS = {   # notebook -> its recipes, what "auto" means with steps or epoch
     "run_data_parameters": (recipes.DATA_PARAMETERS_RECIPES, "cifar100-wrn28-10", dict(dp=DataParametersRecipe)),
     "run_forgetting": (recipes.FORGETTING_RECIPES, "cifar10-resnet18", dict(removal=RemovalRecipe)),
     "run_dynams": (recipes.DYNAMS_RECIPES, "cifar10-resnet18", dict(dynams=DynaMSRecipe)),
-    "run_compare": (recipes.COMPARE_RECIPES, "cifar10-10k", dict(compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSRecipe)),
+    "run_compare": (recipes.COMPARE_RECIPES, "cifar10-10k", dict(compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSSettings)),
 }
 
 
@@ -135,7 +135,7 @@ def test_dynams(execute):
 @pytest.mark.parametrize("name, given, text", [
     ("run_compare", dict(methods="forgeting"), "did you mean 'forgetting'"),
     ("run_compare", dict(dev_size=0), "batchweight: BatchWeight needs dev_batch"),
-    ("run_forgetting", dict(remove="5000"), "remove = '5000': 5000 must lie in 1..1296 for 1297 examples"),
+    ("run_forgetting", dict(remove="5000"), "remove = '5000': 5000 must lie in 1..1265 for 1297 examples"),
     ("run_dynams", dict(budget=0.1), "budget = 0.1: a power schedule"),
     ("run_data_parameters", dict(inst_init=0.0), "inst_init = 0.0: must be above 0"),
     ("run_data_parameters", dict(steps=50, batch_size=5000), "batch_size = 5000"),

@@ -2,14 +2,16 @@
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from datasel_wb import recipes, runs
 from datasel_wb.data import DataRecipe, load_data
+from datasel_wb.models import small_cnn
 from datasel_wb.recipes import METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for, train_method
-from datasel_wb.scorer import DDSRecipe
-from datasel_wb.selectors import RS2, DynaMSRecipe, InfoBatch, Prune
+from datasel_wb.scorer import DDSRecipe, DDSSettings
+from datasel_wb.selectors import RS2, DynaMSRecipe, InfoBatch, Prune, Task
 from datasel_wb.trainer import Checkpoints, Recipe, Training, fit
 from datasel_wb.weighting import DataParametersRecipe
 
@@ -18,13 +20,13 @@ PARTS = {
     "DATA_PARAMETERS_RECIPES": dict(data=DataRecipe, train=Recipe, dp=DataParametersRecipe),
     "FORGETTING_RECIPES": dict(data=DataRecipe, train=Recipe, removal=RemovalRecipe),
     "DYNAMS_RECIPES": dict(data=DataRecipe, train=Recipe, dynams=DynaMSRecipe),
-    "COMPARE_RECIPES": dict(data=DataRecipe, train=Recipe, compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSRecipe),
+    "COMPARE_RECIPES": dict(data=DataRecipe, train=Recipe, compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSSettings),
 }
 
 
 def settings(**kw):
     train = dict(model="tiny_cnn", epochs=3, batch_size=64, warmup_steps=3, log_every=5, eval_every=10, save_every=7)
-    given = dict(n_train=400, dev_size=60, noise=0.4, dynams_warmup=1, dynams_every=1, inst_lr=5.0, scorer_lr=0.01) | train | kw
+    given = dict(n_train=400, dev_size=60, noise=0.4, dynams_warmup=1, dynams_every=1, proxy=0.5, inst_lr=5.0, scorer_lr=0.01) | train | kw
     parts = PARTS["COMPARE_RECIPES"] | {"run": runs.RunRecipe}
     known = {f.name for c in parts.values() for f in fields(c)}
     assert not set(given) - known
@@ -142,6 +144,7 @@ def test_every_method_trains_and_its_cost_is_counted(data, tmp_path):
     assert seen["forgetting"] == seen["uniform"] + 3 * 3 * 64              # the training that gave the scores is charged
     assert seen["batchweight"] == 18 * (64 + 64 + 64)                      # the batch, a dev batch, one pass for the alignment
     assert seen["dds"] > 3 * seen["uniform"] and seen["dynams"] < seen["uniform"] + 2 * 400
+    assert seen["dynams-proxy"] == seen["dynams"] + (seen["dynams"] - 2 * 400)   # each step of the model is one of the proxy
 
 
 def test_same_start_for_all_methods(data):
@@ -155,15 +158,16 @@ def test_uniform_the_shortened_schedule_and_rs2_are_always_in():
 
 
 def test_never_presented_examples_are_kept_by_pruning():
-    order = order_of(torch.tensor([2.0, torch.nan, 1.0, -torch.inf]))
+    table = pd.DataFrame({"presentations": [3, 0, 3, 3], "max_loss_increase": [2.0, float("nan"), 1.0, -float("inf")]})
+    order = order_of(table, "max_loss_increase")
     assert order.tolist() == [3, 2, 0, 1]
-    assert 1 in Prune(order, remove_n=3).bind(SimpleNamespace(n=4, n_classes=2, device="cpu", seed=0, offers=lambda need: True)).kept
+    assert 1 in Prune(order, remove_n=3).bind(Task(small_cnn(), n=4)).kept
 
 
 @pytest.mark.parametrize("change, text", [
     (dict(methods="dds,forgeting"), "did you mean 'forgetting'"),
     (dict(methods=","), "must be names, comma-separated"),
-    (dict(share=0.0), r"share = 0.0"),
+    (dict(budget=0.0), r"budget = 0.0"),
     (dict(mentor="wise"), "mentor = 'wise'"),
 ])
 def test_bad_comparison(change, text):
@@ -173,7 +177,10 @@ def test_bad_comparison(change, text):
 @pytest.mark.parametrize("change, text", [
     (dict(dev_size=0, methods="batchweight"), "batchweight: BatchWeight needs dev_batch"),
     (dict(dev_size=0, methods="dds"), "dds: DDS needs dev_batch"),
-    (dict(budget=0.1, methods="dynams"), "dynams: budget = 0.1"),
+    (dict(budget=0.4, methods="dynams"), "dynams: budget = 0.4: a power schedule"),
+    (dict(proxy=0.0, methods="dynams-proxy"), "dynams-proxy: proxy = 0.0: must be above 0"),
+    (dict(budget=0.15, methods="rs2"), "rs2: batch_size = 64: must not exceed the 60 examples that RS2 visits in its smallest epoch"),
+    (dict(budget=0.15, methods="forgetting"), "batch_size = 64: must not exceed the 60 examples"),
     (dict(epochs=0, steps=50), "epochs = 0"),
 ])
 def test_a_comparison_that_cannot_end_does_not_begin(change, text):
@@ -185,7 +192,9 @@ def test_a_comparison_that_cannot_end_does_not_begin(change, text):
     (dict(remove="1.0,500"), None), (dict(remove="0"), "remove = '0'"), (dict(remove="a,b"), "must be numbers"), (dict(scores=""), "must be names"),
     (dict(scores="loss"), "known are|did you mean"), (dict(keep_lowest_n=-1), "keep_lowest_n = -1"), (dict(score_seeds=0), "score_seeds = 0")])
 def test_removal_recipe(kw, text):
-    if text is None: assert RemovalRecipe(**kw).counts(600) == [1, 500]
+    if text is None:
+        assert RemovalRecipe(**kw).counts(600) == [1, 500]
+        with pytest.raises(ValueError, match="500 must lie in 1..472 for 600 examples.*batch_size = 128"): RemovalRecipe(**kw).counts(600, 128)
     else:
         with pytest.raises(ValueError, match=text): RemovalRecipe(**kw)
 

@@ -25,7 +25,7 @@ METHODS = {
     "rs2": lambda: RS2(0.3),
     "infobatch": InfoBatch,
     "infobatch, never whole": lambda: InfoBatch(0.7, delta=1.0),
-    "dynams": lambda: DynaMS(0.7, warmup=1, every=1),
+    "dynams": lambda: DynaMS(0.7, warmup=1, every=2),
     "dynams, proxy": lambda: DynaMS(0.8, warmup=1, every=1, shape="linear", proxy=0.5),
     "data parameters, class": lambda: DataParameters(cls=Sigma(lr=0.1, weight_decay=1e-2)),
     "data parameters, instance": lambda: DataParameters(inst=Sigma(lr=2.0)),
@@ -46,6 +46,35 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_contract(method):
     check_selector(METHODS[method], steps=72 if "dynams" in method or "infobatch" in method else 40)   # those act from the second epoch on
+
+
+class NoHostState(DynaMS):
+    host = ()
+
+
+class NoScale(InfoBatch):
+    def setup(self, task):
+        super().setup(task)
+        self.register_buffer("scale", self.scale, persistent=False)
+
+
+@pytest.mark.parametrize("bad", [lambda: NoHostState(0.7, warmup=1, every=2), NoScale])
+def test_contract_finds_lost_state(bad):
+    with pytest.raises(AssertionError, match="resume is not bit-equal"): check_selector(bad)
+
+
+@pytest.mark.parametrize("shift, text", [(N := 1047, r"batch.idx = \d+: must lie in 0..1046"), (-N, r"batch.idx = -\d+: must lie in 0..1046")])
+@pytest.mark.parametrize("method", METHODS)
+def test_ids_of_another_dataset_are_refused(method, shift, text):
+    sel = METHODS[method]().bind(task())
+    b = DATA.train.take(torch.arange(32))
+    with pytest.raises(ValueError, match=text): sel.loss(torch.randn(32, 10), b._replace(idx=b.idx + shift))
+
+
+def test_labels_that_the_training_set_lacks_are_refused():
+    b = DATA.train.take(torch.arange(32))
+    with pytest.raises(ValueError, match="batch.y = 10: must lie in 0..9"):
+        Uniform().bind(task()).loss(torch.randn(32, 11), b._replace(y=torch.full((32,), 10)))
 
 
 DATA = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.2))

@@ -1,4 +1,5 @@
 """Weighting methods against independent computations."""
+import copy
 import math
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from datasel_wb.core import Batch, per_example_loss
+from datasel_wb.core import per_example_loss
 from datasel_wb.data import DataRecipe, Loader, load_data
 from datasel_wb.dynamics import noise_auroc
 from datasel_wb.models import make_model, small_cnn
@@ -75,13 +76,20 @@ def test_clamp(clamp):
     assert (s.max() <= math.log(20) + 1e-6) == clamp
 
 
-def test_a_broken_step_moves_no_temperature():
+def test_a_broken_step_adds_nothing_to_the_temperatures():
     t = task()
     sel = DataParameters(inst=Sigma(lr=1.0)).bind(t)
     b = batch(t)
     sel.loss(torch.full((32, 10), torch.nan, requires_grad=True), b).backward()
     sel.after_step(b)
     assert (sel.log_inst == 0).all()
+    sel.loss(torch.randn(32, 10, requires_grad=True), b).backward()
+    sel.after_step(b)
+    coasting = copy.deepcopy(sel.optimizers["inst"].state_dict()["state"][0]["momentum_buffer"])
+    before = sel.log_inst.clone()
+    sel.loss(torch.full((32, 10), torch.nan, requires_grad=True), b).backward()
+    sel.after_step(b)                                                  # nothing is added; the momentum goes on
+    assert torch.allclose(sel.log_inst, (before - 0.9 * coasting).clamp(*sel.LIMITS))
 
 
 def test_temperatures_find_wrong_labels():
@@ -203,9 +211,5 @@ def test_bad_input(make, text):
     with pytest.raises(ValueError, match=text): make()
 
 
-def test_ids_of_another_dataset_are_refused():
-    t = task()
-    sel = DataParameters(inst=Sigma()).bind(t)
-    b = batch(t)
-    with pytest.raises(ValueError, match=f"batch.idx: must lie in 0..{N - 1}"):
-        sel.loss(torch.randn(32, 10), Batch(b.x, b.y, b.idx + N)).backward()
+def test_data_parameters_need_a_sigma():
+    with pytest.raises(ValueError, match="inst = 0.2: must be a Sigma"): DataParameters(inst=0.2)
