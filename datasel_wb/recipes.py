@@ -255,7 +255,8 @@ def detection(training: Training) -> float:
 COMPARE_RECIPES = {
     "cifar10-10k": dict(   # ours
         dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="nano_resnet", epochs=30,
-        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, seeds=3, inst_lr=2.0, dynams_warmup=5, dynams_every=5,
+        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, seeds=3, inst_lr=2.0, sigma_momentum=0.0,
+        dynams_warmup=5, dynams_every=5,
         proxy=0.5, scorer_clip=5.0, scorer_lr=0.01, log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
     "quick": dict(   # ours
         dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, model="tiny_cnn", epochs=20, batch_size=64, lr=0.4,

@@ -90,13 +90,14 @@ class DataParametersRecipe:
     inst_lr: float = setting(0.2, "learning rate of the instance parameters", "natural")
     inst_init: float = setting(1.0, "their initial value", "positive")
     inst_decay: float = setting(0.0, "their weight decay, in the log domain", "natural")
+    sigma_momentum: float = setting(0.9, "their SparseSGD momentum", "share")
     sigma_clamp: bool = setting(True, "keep the parameters in [1/20, 20]")
     def __post_init__(self): check_settings(self)
 
     def selector(self) -> DataParameters:
         "Data parameters with these settings."
-        cls = Sigma(self.cls_lr, self.cls_init, self.cls_decay) if self.level != "inst" else None
-        inst = Sigma(self.inst_lr, self.inst_init, self.inst_decay) if self.level != "cls" else None
+        cls = Sigma(self.cls_lr, self.cls_init, self.cls_decay, self.sigma_momentum) if self.level != "inst" else None
+        inst = Sigma(self.inst_lr, self.inst_init, self.inst_decay, self.sigma_momentum) if self.level != "cls" else None
         return DataParameters(cls, inst, self.sigma_clamp)
 
 # %% ../nbs/06_weighting.ipynb #e01a1dce

@@ -8,8 +8,9 @@ import torch
 
 from datasel_wb import recipes, runs
 from datasel_wb.data import DataRecipe, load_data
+from datasel_wb.dynamics import SCORES
 from datasel_wb.models import small_cnn
-from datasel_wb.recipes import METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for, train_method
+from datasel_wb.recipes import METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for, scores_of, train_method
 from datasel_wb.scorer import DDSRecipe, DDSSettings
 from datasel_wb.selectors import RS2, DynaMSRecipe, InfoBatch, Prune, Task
 from datasel_wb.trainer import Checkpoints, Recipe, Training, fit
@@ -162,6 +163,44 @@ def test_never_presented_examples_are_kept_by_pruning():
     order = order_of(table, "max_loss_increase")
     assert order.tolist() == [3, 2, 0, 1]
     assert 1 in Prune(order, remove_n=3).bind(Task(small_cnn(), n=4)).kept
+
+
+def test_every_score_can_be_swept_from_its_easy_end(data):
+    "Each order puts what was learned well before what was not: the mean loss is lower in its first half."
+    training = fit(settings(epochs=8).train, data, model=small_cnn(10, 1))
+    passes = training.selector.task.passes
+    table = scores_of(training, SCORES)
+    assert set(SCORES) <= set(table) and training.selector.task.passes == passes + 2 * len(data.train)   # two passes at the end
+    final = torch.tensor(table["loss_mean"].to_numpy())
+    for name in SCORES:
+        order = order_of(table, name)
+        half = len(order) // 2
+        assert sorted(order.tolist()) == list(range(len(table))), name
+        if name == "confidence_spread": continue                   # small at both ends
+        assert final[order[:half]].mean() < final[order[half:]].mean(), name
+    with pytest.raises(ValueError, match="NaN for 1 of 400 examples, the first of them id 7"):
+        order_of(table.assign(el2n=table.el2n.where(table.id != 7)), "el2n")
+
+
+def test_gradient_scores_at_the_end_are_those_of_the_final_weights(data):
+    training = fit(settings(epochs=1).train, data)
+    table, norms = scores_of(training, ["last_layer_grad_norm"]), []
+    training.model.eval()
+    for i in (3, 11):
+        b = data.train.take(torch.tensor([i]))
+        head = training.model.head
+        loss = torch.nn.functional.cross_entropy(training.model(training.prepare(b.x)), b.y)
+        norms.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [head.weight, head.bias])]).norm().item())
+    assert table.last_layer_grad_norm[[3, 11]].tolist() == pytest.approx(norms, rel=1e-4)
+
+
+def test_a_checkpoint_knows_the_settings_of_its_method(data, tmp_path):
+    recipe = settings(epochs=2).train
+    half = fit(recipe, data, RS2(0.5), folder=tmp_path / "rs2")
+    assert fit(recipe, data, RS2(0.5), folder=tmp_path / "rs2").examples_seen == half.examples_seen
+    with pytest.raises(ValueError, match=r"made_with: .*'r': '0.5'.* there, .*'r': '0.7'.* here"): fit(recipe, data, RS2(0.7), folder=tmp_path / "rs2")
+    fit(recipe, data, Prune(torch.arange(400), 100), folder=tmp_path / "prune")
+    with pytest.raises(ValueError, match="made_with"): fit(recipe, data, Prune(torch.arange(400).flip(0), 100), folder=tmp_path / "prune")
 
 
 @pytest.mark.parametrize("change, text", [

@@ -11,6 +11,7 @@ from datasel_wb.models import Slim, features_and_logits, make_model, small_cnn, 
 from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.selectors import (RS2, DynaMS, InfoBatch, Prune, Selector, Task, Uniform, check_selector, infobatch_sample,
                                   margin_schedule, margin_to_boundary, removed_ids)
+from datasel_wb.trainer import Recipe, Training, fit
 from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, MentorNet, Sigma
 
 
@@ -46,6 +47,14 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_contract(method):
     check_selector(METHODS[method], steps=72 if "dynams" in method or "infobatch" in method else 40)   # those act from the second epoch on
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_cuda(method):
+    recipe = Recipe(model="tiny_cnn", epochs=3, batch_size=64, warmup_steps=5, device="cuda")
+    training = fit(recipe, DATA, METHODS[method]())
+    assert training.done and training.skips[0] == 0 and all(p.isfinite().all() for p in training.model.parameters())
 
 
 class NoHostState(DynaMS):
@@ -300,11 +309,18 @@ def test_proxy_learns_to_rank_like_the_network():
     (lambda: Prune(torch.arange(N), remove_n=N).bind(task()), f"remove_n = {N}"),
     (lambda: Prune(torch.arange(N), remove_n=5, keep_lowest_n=N).bind(task()), f"keep_lowest_n = {N}"),
     (lambda: Prune(torch.arange(N), keep_lowest_n=5, remove_subsample=6).bind(task()), "remove_subsample = 6"),
+    (lambda: Prune(list(range(N)), remove_n=3.5).bind(task()), "remove_n = 3.5: must be of type int"),
+    (lambda: Prune(remove_n=3, keep_lowest_n=5), "keep_lowest_n = 5 and remove_subsample = 0 must be 0"),
     (lambda: rank(torch.tensor([0.0, math.nan])), "NaN for 1 of 2"),
     (lambda: DynaMS(0.0), None),
     (lambda: DynaMS(proxy=2.0), "proxy = 2.0"),
     (lambda: DynaMS(0.1).bind(task(epochs=30)), "budget = 0.1"),
     (lambda: DynaMS(0.6, warmup=30).bind(task(epochs=30)), "warmup = 30"),
+    (lambda: DynaMS(0.6, warmup=2.5).bind(task(epochs=30)), "warmup = 2.5: must be of type int"),
+    (lambda: DynaMS(0.6, warmup=1).bind(task(epochs=30)).agreement(), "needs a proxy"),
+    (lambda: Training(Recipe(model="tiny_cnn", epochs=10, batch_size=64, warmup_steps=5), DATA, RS2(0.06)),
+     "batch_size = 64: must not exceed the 63 examples that RS2 visits"),
+    (lambda: Uniform().bind(Task(small_cnn(width=8), load_data(DataRecipe(keep_rates="0,0,1,0,0,0,0,0,0,0")).train)), "train.y = 2 for all"),
     (lambda: DynaMS(0.6).bind(Task(small_cnn(width=8), n=10)), "needs epochs, score_all"),
     (lambda: DynaMS(0.6, shape="cubic").bind(task(epochs=30)), "shape = 'cubic'"),
     (lambda: DynaMS(0.9).bind(task(torch.nn.Conv2d(1, 10, 3), epochs=30)), "no linear layer"),

@@ -48,15 +48,16 @@ def test_equals_a_loop_over_entries(options, given):
     assert (s - by_loop(start, steps, **options)).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_float32_stays_near_the_loop(options):
+def test_float32_stays_near_the_loop(options, device):
     start, steps = torch.randn(40, generator=torch.Generator().manual_seed(0)), random_steps()
-    s = start.clone()
+    s = start.to(device, copy=True)
     opt = SparseSGD([s], **options)
     for ids, g in steps:
-        s.grad = torch.sparse_coo_tensor(ids[None], g, s.shape)
+        s.grad = torch.sparse_coo_tensor(ids[None], g, s.shape).to(device)
         opt.step()
-    want = by_loop(start, steps, **options)
+    s, want = s.cpu(), by_loop(start, steps, **options)
     assert ((s - want).abs() / want.abs().clamp_min(1)).max() <= 2e-5
 
 
@@ -150,6 +151,13 @@ def test_works_with_schedulers():
     (dict(lr=0.1, momentum=0.9, dampening=0.1, nesterov=True), "nesterov")])
 def test_wrong_options(options, text):
     with pytest.raises(ValueError, match=text): SparseSGD([torch.zeros(3)], **options)
+
+
+def test_wrong_arguments_of_a_step():
+    a, b = torch.zeros(3), torch.zeros(3)
+    with pytest.raises(ValueError, match="ids: must be int64, are torch.float32"): SparseSGD([a], lr=1.0).step(torch.tensor([0.0]), torch.ones(1))
+    with pytest.raises(ValueError, match="for an optimizer of one tensor; this one has 2"): SparseSGD([a, b], lr=1.0).step(torch.tensor([0]), torch.ones(1))
+    assert not a.any() and not b.any()
 
 
 @pytest.mark.parametrize("bad", [3, -1])
