@@ -135,7 +135,7 @@ DYNAMS_RECIPES = {
     "imagenet-resnet50": _IMAGENET | dict(model="resnet50", epochs=120, budget=0.6, dynams_warmup=15, dynams_every=10, proxy=0.5),
     "cifar10-10k": dict(   # ours
         dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="nano_resnet", epochs=30, batch_size=128, lr=0.2,
-        warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, budget=0.6, dynams_warmup=5, dynams_every=5, proxy=0.5, seeds=3,
+        warmup_steps=78, weight_decay=5e-4, grad_bound=0.0, budget=0.6, dynams_warmup=5, dynams_every=10, proxy=0.5, seeds=3,
         log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
     "quick": dict(   # ours
         dataset="digits", dev_size=0, model="tiny_cnn", epochs=20, batch_size=32, lr=0.4, warmup_steps=20, budget=0.6,
