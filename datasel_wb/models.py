@@ -124,7 +124,7 @@ def tiny_resnet(n_classes=10, in_channels=3, dropout=0.0, width=16, **bn) -> Net
                          conv_bn(2 * width, 4 * width, 2, **bn), Residual(4 * width, **bn), Pool())
     return Net(body, 4 * width, n_classes, dropout)
 
-def small_resnet(n_classes=10, in_channels=3, dropout=0.0, width=8, **bn) -> Net:
+def small_resnet(n_classes=10, in_channels=3, dropout=0.0, width=12, **bn) -> Net:
     "Four convolutions of widths `width` to 8·`width`, each but the first halved by pooling, a residual block after the second and the last."
     def halved(n_in, n_out): return nn.Sequential(conv_bn(n_in, n_out, **bn), nn.MaxPool2d(2))
     body = nn.Sequential(conv_bn(in_channels, width, **bn), halved(width, 2 * width), Residual(2 * width, **bn),
