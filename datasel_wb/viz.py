@@ -409,7 +409,8 @@ def _sigma_panel(table: pd.DataFrame, group: str, domain: tuple, x_title: str, f
     stats = [c for c in ("mean", "std", "min", "q05", "q25", "q50", "q75", "q95", "max") if c in table]
     tip = [alt.Tooltip("x:Q", title=x_title, format=",.4~g"), *(alt.Tooltip(f"{c}:Q", format=".4~g") for c in stats)]
     base = alt.Chart(table[["x", *stats]], width=width, height=HEIGHT).encode(
-        x=alt.X("x:Q", title=x_title, scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickCount=5, labelExpr="format(datum.value, '~s')")))
+        x=alt.X("x:Q", title=x_title, stack=None, scale=alt.Scale(nice=False, zero=False),   # else Vega-Lite stacks the areas along x
+                axis=alt.Axis(tickCount=5, labelExpr="format(datum.value, '~s')")))
     bands = [base.mark_area(color=colour, opacity=o).encode(y=alt.Y(f"{low}:Q", **y), y2=f"{high}:Q")
              for low, high, o in SIGMA_BANDS if low in stats and high in stats]
     mean = base.mark_line(color=colour, strokeWidth=2.5, point=alt.OverlayMarkDef(opacity=float(len(table) < 3), size=40, color=colour))
