@@ -63,7 +63,8 @@ DATA_PARAMETERS_RECIPES = {
     "imagenet-joint": _IMAGENET | dict(level="both", cls_lr=0.1, cls_init=1.0, cls_decay=1e-4,
                                        inst_lr=0.8, inst_init=0.001, inst_decay=1e-8),
     "cifar10-10k": dict(   # ours
-        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="small_resnet", epochs=30,
+        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="small_resnet",
+        epochs=38, stop_epoch=30, ema_decay=0.995,   # trained for 30 epochs; the last ones of the schedule would learn the wrong labels
         batch_size=128, lr=0.2, warmup_steps=78, weight_decay=2e-3, label_smoothing=0.1, grad_bound=0.0, inst_lr=2.0, inst_decay=0.05,
         sigma_momentum=0.0, seeds=3, log_every=78, eval_every=390, eval_batch_size=1000, save_every=390),
     "quick": dict(   # ours; a high learning rate for few steps
