@@ -99,7 +99,8 @@ class RemovalRecipe:
 
     def counts(self, n: int, batch_size: int = 1) -> list:
         "How many of n examples each step of the sweep removes. `ValueError` where that leaves less than a batch."
-        counts, most = [round(v * n) if v < 1 else int(v) for v in _list(self.remove, "remove", float)], n - max(self.keep_lowest_n, batch_size)
+        counts = [round(v * n) if v < 1 else int(v) for v in _list(self.remove, "remove", float)]
+        most = n - max(self.keep_lowest_n, batch_size)
         if wrong := [c for c in counts if not 0 < c <= most]:
             raise ValueError(f"remove = {self.remove!r}: {wrong[0]} must lie in 1..{most} for {n} examples, keep_lowest_n = {self.keep_lowest_n} "
                              f"and batch_size = {batch_size}")
@@ -243,12 +244,9 @@ def train_method(
 
 def detection(training: Training) -> float:
     "AUROC of a method's own opinion of the examples (its score, or else its mean weights) against the known noise; NaN without."
-    noisy, selector = training.data.train.noisy, training.selector
-    scores = {k: v for k, v in (training.report or selector.report()).items() if v.ndim}
+    noisy = training.data.train.noisy
     if noisy is None: return float("nan")
-    if scores:
-        name, score = next(iter(scores.items()))
-        return noise_auroc(-score if name in selector.suspicious else score, noisy)
+    if scores := training.scores(): return training.finds_noise(*next(iter(scores.items())))
     weight = torch.tensor(training.dynamics.table()["weight_mean"].to_numpy())
     return noise_auroc(weight, noisy) if weight.nan_to_num(1).std() > 0 else float("nan")
 

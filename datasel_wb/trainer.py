@@ -405,13 +405,21 @@ class Training:
             raise FloatingPointError(f"the gradient was not finite in {self.PATIENCE} steps in a row, up to step {self.steps_done}; "
                                      f"a lower lr (now {self.recipe.lr}) or another recipe is needed. Saved checkpoints are intact")
 
+    def scores(self) -> dict:
+        "The selector's per-example scores [n] at the last look; now, when there was none."
+        return {k: v for k, v in (self.report or self.selector.report()).items() if v.ndim}
+
+    def finds_noise(self, name: str, score: Tensor) -> float:
+        "AUROC of a per-example score of the selector against the known noise."
+        return noise_auroc(-score if name in self.selector.suspicious else score, self.data.train.noisy)
+
     def opinions(self) -> dict:
         "What the selector's scores look like, and how well they find the noise, where it is known; kept for the records."
         noisy, self.report = self.data.train.noisy, {k: v.detach().float().cpu() for k, v in self.selector.report().items()}
         looks = {k: v.item() for k, v in self.report.items() if v.ndim == 0}
         for k, v in self.report.items():
             if v.ndim: looks |= spread(v, noisy, k)
-            if v.ndim and noisy is not None: looks[f"auroc/{k}"] = noise_auroc(-v if k in self.selector.suspicious else v, noisy)
+            if v.ndim and noisy is not None: looks[f"auroc/{k}"] = self.finds_noise(k, v)
         return looks
 
     def evaluate(self) -> dict:
@@ -430,8 +438,8 @@ class Training:
     def identity(self) -> dict:
         "What must be the same for a checkpoint to belong to this training."
         labels = hashlib.sha256(self.data.train.y.cpu().numpy().tobytes()).hexdigest()[:12]
-        return asdict(self.recipe) | {"seed": self.seed, "method": type(self.selector).__name__, "made_with": self.selector.made_with,
-                                       "labels": labels}
+        method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
+        return asdict(self.recipe) | method | {"seed": self.seed, "labels": labels}
 
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
@@ -498,7 +506,7 @@ def _train(training: Training, saved: Checkpoints | None, bar: tqdm) -> None:
 def _evaluate(training: Training, bar: tqdm) -> None:
     results = training.evaluate()
     for split, values in results.items(): training.log.add(training.where(), split, values)
-    training.log.histograms(training.steps_done, {k: v for k, v in training.report.items() if v.ndim}, training.data.train.noisy)
+    training.log.histograms(training.steps_done, training.scores(), training.data.train.noisy)
     training.dev_top1 = results.get("dev", {}).get("top1", -math.inf)
     bar.set_postfix({k: f"{v['top1']:.1f}%" for k, v in results.items() if "top1" in v}, refresh=False)
 
@@ -512,9 +520,8 @@ def examples_table(training: Training) -> pd.DataFrame:
     "One row per training example: id, place in the published set, labels, records, the selector's scores."
     train = training.data.train
     names = [train.classes[c] for c in train.y.tolist()]
-    scores = {k: v for k, v in (training.report or training.selector.report()).items() if v.ndim}
     return training.dynamics.table(source=train.source, label=train.y, **{"class": names}, clean_label=train.clean_y,
-                                   noisy=train.noisy, **scores)
+                                   noisy=train.noisy, **training.scores())
 
 # %% ../nbs/08_trainer.ipynb #e18334a5
 def saved_model(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from datasel_wb.data import DataRecipe, Loader, load_data
+from datasel_wb.data import DataRecipe, load_data
 from datasel_wb.dynamics import rank
 from datasel_wb.models import Slim, features_and_logits, make_model, small_cnn, tiny_resnet
 from datasel_wb.scorer import DDS, Scorer
@@ -13,6 +13,7 @@ from datasel_wb.selectors import (RS2, DynaMS, InfoBatch, Prune, Selector, Task,
                                   margin_schedule, margin_to_boundary, removed_ids)
 from datasel_wb.trainer import Recipe, Training, fit
 from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, MentorNet, Sigma
+from loops import bare_loop
 
 
 def dds(sees="xy", **kw):
@@ -99,14 +100,7 @@ def train(sel, epochs=2):
     "Parameters after a short training, bit for bit."
     t = task()
     sel = sel.bind(t)
-    opt = torch.optim.SGD(t.model.parameters(), 0.1, momentum=0.9)
-    loader = Loader(DATA.train, 64, t.prepare)
-    for e in range(epochs):
-        for b in loader(sel.epoch(e)):
-            sel.loss(t.model(b.x), b).backward()
-            opt.step()
-            opt.zero_grad()
-            sel.after_step(b)
+    for _ in bare_loop(sel, DATA.train, epochs): pass
     return torch.cat([p.flatten() for p in t.model.parameters()])
 
 
@@ -285,13 +279,7 @@ def test_slim_of_every_kind_of_network(name):
 def test_proxy_learns_to_rank_like_the_network():
     t = task(epochs=6)
     sel = DynaMS(0.7, warmup=2, every=2, proxy=0.5).bind(t)
-    opt = torch.optim.SGD(t.model.parameters(), 0.1, momentum=0.9)
-    for e in range(6):
-        for b in Loader(DATA.train, 64, t.prepare)(sel.epoch(e)):
-            sel.loss(t.model(b.x), b).backward()
-            opt.step()
-            opt.zero_grad()
-            sel.after_step(b)
+    for _ in bare_loop(sel, DATA.train, epochs=6): pass
     agreement = sel.agreement()
     assert agreement["spearman"] > 0.5 and agreement["same"] > 0.6
 

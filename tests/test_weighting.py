@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from datasel_wb.core import per_example_loss
-from datasel_wb.data import DataRecipe, Loader, load_data
+from datasel_wb.data import DataRecipe, load_data
 from datasel_wb.dynamics import noise_auroc
 from datasel_wb.models import make_model, small_cnn
 from datasel_wb.selectors import Task
 from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, DataParametersRecipe, MentorNet, Sigma, normalised, self_paced
+from loops import bare_loop
 
 DATA = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.4))
 N = len(DATA.train)
@@ -95,14 +96,7 @@ def test_a_broken_step_adds_nothing_to_the_temperatures():
 def test_temperatures_find_wrong_labels():
     t = task(make_model("tiny_cnn", 10, 1))
     sel = DataParameters(inst=Sigma(lr=10.0)).bind(t)
-    opt = torch.optim.SGD(t.model.parameters(), 0.1, momentum=0.9)
-    loader = Loader(DATA.train, 64, t.prepare)
-    for e in range(10):
-        for b in loader(sel.epoch(e)):
-            sel.loss(t.model(b.x), b).backward()
-            opt.step()
-            opt.zero_grad()
-            sel.after_step(b)
+    for _ in bare_loop(sel, DATA.train, epochs=10): pass
     assert noise_auroc(-sel.report()["sigma/inst"], DATA.train.noisy) > 0.9
 
 
@@ -181,16 +175,8 @@ def test_predefined_mentor_is_a_moving_threshold_after_burn_in():
 def test_data_driven_mentor_learns_from_dev_examples():
     t = task(make_model("tiny_cnn", 10, 1))
     sel = MentorNet(burn_in=0.0).bind(t)
-    opt = torch.optim.SGD(t.model.parameters(), 0.1, momentum=0.9)
-    loader = Loader(DATA.train, 64, t.prepare)
     given = torch.zeros(N)
-    for e in range(8):
-        for b in loader(sel.epoch(e)):
-            sel.loss(t.model(b.x), b).backward()
-            opt.step()
-            opt.zero_grad()
-            sel.after_step(b)
-            given[b.idx] += sel.seen.weights
+    for b in bare_loop(sel, DATA.train, epochs=8): given[b.idx] += sel.seen.weights
     assert noise_auroc(given, DATA.train.noisy) > 0.8
 
 
