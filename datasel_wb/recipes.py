@@ -65,11 +65,11 @@ DATA_PARAMETERS_RECIPES = {
     "cifar10-10k": dict(   # ours
         dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="small_resnet",
         epochs=38, stop_epoch=30, ema_decay=0.995,   # trained for 30 epochs; the last ones of the schedule would learn the wrong labels
-        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=2e-3, label_smoothing=0.1, grad_bound=0.0, inst_lr=2.0, inst_decay=0.05,
+        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=3e-3, label_smoothing=0.1, grad_bound=0.0, inst_lr=5.0, inst_decay=0.02,
         sigma_momentum=0.0, seeds=3, log_every=78, eval_every=390, eval_batch_size=1000, save_every=390),
     "quick": dict(   # ours; a high learning rate for few steps
         dataset="digits", dev_size=250, noise=0.4, model="tiny_cnn", epochs=40, batch_size=64, lr=0.4, warmup_steps=30,
-        inst_lr=10.0, seeds=3, eval_every=32, log_every=16),
+        inst_lr=100.0, seeds=3, eval_every=32, log_every=16),
 }
 
 # %% ../nbs/11_recipes.ipynb #5ad82522
@@ -259,6 +259,6 @@ COMPARE_RECIPES = {
         proxy=0.5, scorer_clip=5.0, scorer_lr=0.01, log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
     "quick": dict(   # ours
         dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, model="tiny_cnn", epochs=20, batch_size=64, lr=0.4,
-        warmup_steps=20, seeds=3, inst_lr=10.0, dynams_warmup=4, dynams_every=4, proxy=0.5, scorer_clip=5.0, scorer_lr=0.01,
+        warmup_steps=20, seeds=3, inst_lr=100.0, dynams_warmup=4, dynams_every=4, proxy=0.5, scorer_clip=5.0, scorer_lr=0.01,
         log_every=16, eval_every=64, save_every=1000),
 }
