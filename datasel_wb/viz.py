@@ -592,6 +592,13 @@ def _pixels(images) -> np.ndarray:
     return np.broadcast_to(images.transpose(0, 2, 3, 1), (len(images), *images.shape[2:], 3))
 
 # %% ../nbs/12_viz.ipynb #c930fd2e
+def _font(size: int):
+    "A font of this system with many signs; Pillow's own, of plain Latin letters, where there is none."
+    for name in ("DejaVuSans.ttf", "Arial.ttf", "arial.ttf"):
+        try: return ImageFont.truetype(name, size)
+        except OSError: pass
+    return ImageFont.load_default(size)
+
 def _fit(text: str, font, width: int) -> str:
     "The text, cut with an ellipsis where it is wider than `width` pixels."
     if font.getlength(text) <= width: return text
@@ -601,7 +608,7 @@ def _fit(text: str, font, width: int) -> str:
 def _sheet(pixels: np.ndarray, lines: list, columns: int, scale: int) -> Image.Image:
     "Enlarged tiles in rows with centred lines of text below; all lengths in real pixels."
     n, h, w, _ = pixels.shape
-    font, gap, leading = ImageFont.load_default(21), 12, 26
+    font, gap, leading = _font(19), 12, 26
     widest = max((font.getlength(t) for ls in lines for t in ls), default=0)
     cell = max(w * scale, min(int(widest) + 2, 200))
     deep = h * scale + leading * max(map(len, lines)) + 6
