@@ -6,8 +6,8 @@
 __all__ = ['BLUE', 'VERMILLION', 'GREY', 'COLOURS', 'WIDTH', 'HEIGHT', 'MAX_ROWS', 'X_TITLES', 'Y_TITLES', 'HEALTH', 'SIGMA_X',
            'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'ROW', 'RING', 'COSTS', 'COST_SIZE', 'theme',
            'method_colours', 'mimebundle', 'enable', 'over_seeds', 'curves', 'weights_over_time', 'diagnostics',
-           'sigma', 'score_histogram', 'removal', 'schedule', 'Picture', 'image_grid', 'data_picture', 'comparison',
-           'accuracy_against_cost', 'save_png']
+           'sigma', 'score_histogram', 'removal', 'schedule', 'Picture', 'image_grid', 'ranked_images', 'data_picture',
+           'comparison', 'accuracy_against_cost', 'save_png']
 
 # %% ../nbs/12_viz.ipynb #1f34a128
 import base64
@@ -18,6 +18,7 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 import pandas as pd
+import torch
 import vl_convert as vlc
 from PIL import Image, ImageDraw, ImageFont
 
@@ -640,6 +641,23 @@ def image_grid(
     return Picture(_sheet(pixels, lines, min(columns, len(pixels)), 2 * scale), about)   # twice the shown size
 
 # %% ../nbs/12_viz.ipynb #5a7a03ec
+def ranked_images(
+    train,                   # the training split, whose ids the table has
+    examples: pd.DataFrame,  # examples.parquet, or a table with id, class and a score
+    score: str,              # its column
+    lowest: bool = False,    # the low end; the high one when False
+    n: int = 16,
+    **rows,                  # column = value: which rows, e.g. method="dds", seed=0
+) -> Picture:
+    "The examples at one end of a score, each with its label, whether that is known to be wrong, and the score."
+    table = _pick(examples, "examples", **rows)
+    _need(table, "examples", "id", "class", score)
+    table = table.nsmallest(n, score) if lowest else table.nlargest(n, score)
+    wrong = table["noisy"].eq(True) if "noisy" in table else [False] * len(table)
+    captions = [f"{c}{', wrong' if w else ''}\n{s:.3g}" for c, w, s in zip(table["class"], wrong, table[score])]
+    return image_grid(train.take(torch.tensor(table["id"].to_numpy())).x, captions)
+
+# %% ../nbs/12_viz.ipynb #565970c4
 def _data_url(tile: np.ndarray) -> str:
     "One image as the shorter of PNG and JPEG; a large one is reduced to 36 pixels first."
     image, forms = Image.fromarray(tile), []
@@ -661,14 +679,14 @@ def _samples(pixels, labels: np.ndarray, wrong: np.ndarray, names: list, each: i
     return pd.DataFrame([dict(label=name, x=k, id=i, wrong=bool(wrong[i]), url=_data_url(tile))
                          for (name, k, i), tile in zip(picks, tiles)])
 
-# %% ../nbs/12_viz.ipynb #53041f7b
+# %% ../nbs/12_viz.ipynb #a4c82947
 def _counts(labels: np.ndarray, wrong: np.ndarray, names: list) -> pd.DataFrame:
     "Examples per class and kind: label, kind, count."
     kinds = {"clean": ~wrong, "wrong label": wrong} if wrong.any() else {"examples": ~wrong}
     return pd.DataFrame([dict(label=name, kind=kind, count=int(((labels == c) & mask).sum()))
                          for c, name in enumerate(names) for kind, mask in kinds.items()])
 
-# %% ../nbs/12_viz.ipynb #4c463b81
+# %% ../nbs/12_viz.ipynb #95750aa0
 ROW = 40   # height of a class's row, pixels
 
 def _tiles(tiles: pd.DataFrame, title: alt.Title, each: int) -> alt.LayerChart:
@@ -692,7 +710,7 @@ def _class_bars(counts: pd.DataFrame) -> alt.Chart:
         color=alt.Color("kind:N", title=None, scale=colours, legend=alt.Legend() if len(kinds) > 1 else None),
         tooltip=["label:N", "kind:N", "count:Q"])
 
-# %% ../nbs/12_viz.ipynb #565970c4
+# %% ../nbs/12_viz.ipynb #87d685c4
 def data_picture(
     images,            # uint8 [N, C, H, W], tensor or array
     labels,            # [N] class numbers
@@ -712,7 +730,7 @@ def data_picture(
     title = alt.Title(f"{len(labels):,} examples{part}", subtitle=about)
     return _tiles(tiles, title, each) | _class_bars(_counts(labels, wrong, names))
 
-# %% ../nbs/12_viz.ipynb #87d685c4
+# %% ../nbs/12_viz.ipynb #93e8b242
 def _runs(results: pd.DataFrame) -> tuple:
     "How many seeds stand behind a result table, and what its bars mean."
     n = f"n = {_seeds(results['n'])}".replace("one seed", "1 seed")
@@ -738,7 +756,7 @@ def comparison(
     bar = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q")
     return bar + dot.mark_circle(size=90, opacity=1) + text
 
-# %% ../nbs/12_viz.ipynb #93e8b242
+# %% ../nbs/12_viz.ipynb #5efc8213
 RING = [(s, k * d) for d in (0, 9, 16, 26, 38, 52, 66, 80) for k in (1, -1) for s in (1, -1, 0) if s or d > 9]   # side, pixels up
 
 def _overlap(box: tuple, others: np.ndarray) -> float:
@@ -755,7 +773,7 @@ def _candidates(x: float, y: float, width: float, size: tuple):
         outside = sum(max(0, v) for v in (-box[0], box[2] - size[0] - 80, -box[1], box[3] - size[1]))
         yield box, (x + 10 * side, y + dy, side), 50 * outside + 2 * abs(dy) + 8 * (side < 0)
 
-# %% ../nbs/12_viz.ipynb #fff638cb
+# %% ../nbs/12_viz.ipynb #437dc6aa
 def _free_places(
     points: np.ndarray,   # [n, 2] pixels, y upward
     widths: np.ndarray,   # [n] of the names, pixels
@@ -772,7 +790,7 @@ def _free_places(
         taken = np.r_[taken, [box]]
     return places
 
-# %% ../nbs/12_viz.ipynb #5efc8213
+# %% ../nbs/12_viz.ipynb #7ee1fc7b
 COSTS = {"seconds": "training time, s, pre-training included", "examples": "examples processed"}
 COST_SIZE = 480, 300   # pixels
 
@@ -797,7 +815,7 @@ def _names(rows: pd.DataFrame, base: alt.Chart) -> list:
         layers.append(text.encode(x="name_x:Q", y="name_y:Q", text="method:N", color=alt.value(GREY)))
     return layers
 
-# %% ../nbs/12_viz.ipynb #437dc6aa
+# %% ../nbs/12_viz.ipynb #8840a346
 def _cost_rows(table: pd.DataFrame, x: str) -> pd.DataFrame:
     "One row per method with x, mean and the ends of its bar."
     _known(x, "x", COSTS)
@@ -816,7 +834,7 @@ def _cost_axis(x: pd.Series) -> tuple:
         return domain, _ticks(domain), True
     return (0, float(f"{high * 1.06:.3g}") or 1), None, False
 
-# %% ../nbs/12_viz.ipynb #950ea70c
+# %% ../nbs/12_viz.ipynb #49f69847
 def accuracy_against_cost(
     table: pd.DataFrame,   # one row per method, as `runs.results` gives: method, n, mean, std (percent), seconds, examples
     x: str = "seconds",    # "seconds" (all training, pre-training included) or "examples" (processed)
@@ -839,7 +857,7 @@ def accuracy_against_cost(
     level = base.transform_filter("datum.method == 'uniform'").mark_rule(strokeDash=[4, 3], opacity=0.7).encode(y=alt.Y("mean:Q", **y))
     return alt.layer(*([level] if "uniform" in look else []), bar, *_names(rows, base), dot)
 
-# %% ../nbs/12_viz.ipynb #465abf60
+# %% ../nbs/12_viz.ipynb #f1d20c6b
 def save_png(
     chart,               # a chart of any function here, or a `Picture`
     path,                # where to; its folder must exist

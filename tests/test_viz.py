@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import altair as alt
 import numpy as np
@@ -197,6 +198,20 @@ def test_image_grid_takes_tensors_and_stays_small():
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert len(viz.image_grid(images, ["noise, the worst case"] * 64).png) < 200_000
     assert viz.image_grid(images[:3, :1], ["a", "b\nc", "d" * 99]).height < 120
+
+
+def test_ranked_images_shows_both_ends():
+    import torch
+    tiles = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 1, 4, 4)
+    train = SimpleNamespace(take=lambda ids: SimpleNamespace(x=tiles[ids]))
+    examples = pd.DataFrame({"method": ["a"] * 10 + ["b"] * 10, "id": range(20), "class": [f"c{i}" for i in range(20)],
+                             "noisy": pd.Series([None, True, False, None] * 5, dtype=object), "s": np.r_[np.linspace(-1, 1, 19), np.nan]})
+    high, low = (viz.ranked_images(train, examples, "s", lowest, n=3, method="b") for lowest in (False, True))
+    assert high.alt.endswith("3 images: c18 1, c17, wrong 0.889, c16 0.778") and "c10 0.111, c11 0.222, c12 0.333" in low.alt
+    first = np.asarray(Image.open(io.BytesIO(high.png)))
+    assert first[10, first.shape[1] // 6, 0] == 18
+    with pytest.raises(ValueError, match="lacks 'score'"): viz.ranked_images(train, examples, "score")
+    with pytest.raises(ValueError, match="method = 'c'"): viz.ranked_images(train, examples, "s", method="c")
 
 
 def test_data_picture_counts_and_marks(records):
