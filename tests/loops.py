@@ -4,10 +4,10 @@ import torch
 from datasel_wb.data import Loader
 
 
-def bare_loop(sel, train, epochs):
-    "SGD on the model of the selector's task, batches of 64; yields each batch after its step."
+def bare_loop(sel, epochs):
+    "SGD on the model and the training set of the selector's task, batches of 64; yields each batch after its step."
     model = sel.task.model
-    opt, loader = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), Loader(train, 64, sel.task.prepare)
+    opt, loader = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), Loader(sel.task.train, 64, sel.task.prepare)
     for e in range(epochs):
         for b in loader(sel.epoch(e)):
             sel.loss(model(b.x), b).backward()

@@ -100,7 +100,7 @@ def train(sel, epochs=2):
     "Parameters after a short training, bit for bit."
     t = task()
     sel = sel.bind(t)
-    for _ in bare_loop(sel, DATA.train, epochs): pass
+    for _ in bare_loop(sel, epochs): pass
     return torch.cat([p.flatten() for p in t.model.parameters()])
 
 
@@ -279,7 +279,7 @@ def test_slim_of_every_kind_of_network(name):
 def test_proxy_learns_to_rank_like_the_network():
     t = task(epochs=6)
     sel = DynaMS(0.7, warmup=2, every=2, proxy=0.5).bind(t)
-    for _ in bare_loop(sel, DATA.train, epochs=6): pass
+    for _ in bare_loop(sel, epochs=6): pass
     agreement = sel.agreement()
     assert agreement["spearman"] > 0.5 and agreement["same"] > 0.6
 

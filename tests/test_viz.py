@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import vl_convert as vlc
 from PIL import Image
 
@@ -194,14 +195,12 @@ def test_image_grid_keeps_every_pixel():
 
 
 def test_image_grid_takes_tensors_and_stays_small():
-    import torch
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert len(viz.image_grid(images, ["noise, the worst case"] * 64).png) < 200_000
     assert viz.image_grid(images[:3, :1], ["a", "b\nc", "d" * 99]).height < 120
 
 
 def test_ranked_images_shows_both_ends():
-    import torch
     tiles = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 1, 4, 4)
     train = SimpleNamespace(take=lambda ids: SimpleNamespace(x=tiles[ids]))
     examples = pd.DataFrame({"method": ["a"] * 10 + ["b"] * 10, "id": range(20), "class": [f"c{i}" for i in range(20)],

@@ -96,7 +96,7 @@ def test_a_broken_step_adds_nothing_to_the_temperatures():
 def test_temperatures_find_wrong_labels():
     t = task(make_model("tiny_cnn", 10, 1))
     sel = DataParameters(inst=Sigma(lr=10.0)).bind(t)
-    for _ in bare_loop(sel, DATA.train, epochs=10): pass
+    for _ in bare_loop(sel, epochs=10): pass
     assert noise_auroc(-sel.report()["sigma/inst"], DATA.train.noisy) > 0.9
 
 
@@ -176,7 +176,7 @@ def test_data_driven_mentor_learns_from_dev_examples():
     t = task(make_model("tiny_cnn", 10, 1))
     sel = MentorNet(burn_in=0.0).bind(t)
     given = torch.zeros(N)
-    for b in bare_loop(sel, DATA.train, epochs=8): given[b.idx] += sel.seen.weights
+    for b in bare_loop(sel, epochs=8): given[b.idx] += sel.seen.weights
     assert noise_auroc(given, DATA.train.noisy) > 0.8
 
 
