@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['OPS', 'IMAGE_FILES', 'NOISE', 'STATS', 'IMAGENET_STATS', 'DATASETS', 'Split', 'Examples', 'pick_pixels', 'flip_crop',
-           'warp', 'randaugment', 'cutout', 'Augment', 'Loader', 'eval_batches', 'list_tree', 'read_image',
-           'crop_window', 'load_image', 'load_images', 'FolderExamples', 'flip_labels', 'swap_images', 'thin_classes',
-           'noise_pixels', 'permute_pixels', 'changed_labels', 'apply_changes', 'pixel_stats', 'load_digits_splits',
-           'DataRecipe', 'load_tree', 'Splits', 'load_data', 'make_augment']
+           'warp', 'randaugment', 'cutout', 'Augment', 'ahead', 'fetch', 'feed', 'Loader', 'eval_batches', 'list_tree',
+           'read_image', 'crop_window', 'load_image', 'load_images', 'FolderExamples', 'flip_labels', 'swap_images',
+           'thin_classes', 'noise_pixels', 'permute_pixels', 'changed_labels', 'apply_changes', 'pixel_stats',
+           'load_digits_splits', 'DataRecipe', 'load_tree', 'Splits', 'load_data', 'make_augment']
 
-# %% ../nbs/01_data.ipynb #f49b3cc0
+# %% ../nbs/01_data.ipynb #b55d0320
 import copy
 import math
 import os
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from .core import Batch, check_settings, seeded, setting, suggest
+from .core import Batch, Collectives, check_settings, seeded, setting, suggest
 
 # %% ../nbs/01_data.ipynb #cd132858
 def _check_rows(y, classes, rows) -> None:
@@ -70,10 +70,11 @@ class _Rows:
         "A split of its own from some positions [n]: ids restart at 0, `source` is carried along."
         return self._map(lambda t: t[torch.as_tensor(positions)])
 
-# %% ../nbs/01_data.ipynb #1ed3547d
+# %% ../nbs/01_data.ipynb #3d6fde0d
 class Split(_Rows):
     "What any split knows about its examples. Ids are 0..N-1, for life."
     rows = ("y", "clean_y", "source", "noisy")
+    nbytes = None   # memory that the images take; None: they stay on disk
     def __init__(self,
         y: Tensor,                      # [N] labels to train on, int64
         classes,                        # names, one per class
@@ -91,7 +92,7 @@ class Split(_Rows):
     @property
     def n_classes(self) -> int: return len(self.classes)
 
-# %% ../nbs/01_data.ipynb #f211e65b
+# %% ../nbs/01_data.ipynb #a78fecfd
 class Examples(Split):
     "A split held in memory. `ValueError` when lengths, labels, dtype or values do not fit."
     rows = ("x", *Split.rows)
@@ -110,6 +111,8 @@ class Examples(Split):
         self.x = x
     @property
     def shape(self) -> tuple: return tuple(self.x.shape[1:])  # (C, H, W)
+    @property
+    def nbytes(self) -> int: return self.x.nbytes
     def take(self, ids: Tensor) -> Batch:
         "The raw examples `ids` [B], on the split's device."
         ids = ids.to(self.x.device)
@@ -254,7 +257,7 @@ def cutout(
         return (at >= start) & (at < start + size)
     return x.masked_fill(span(u[0], x.shape[2])[:, None, :, None] & span(u[1], x.shape[3])[:, None, None, :], 0.0)
 
-# %% ../nbs/01_data.ipynb #0abce91a
+# %% ../nbs/01_data.ipynb #dd872e10
 class Augment:
     "Raw images to normalised float32; with a generator, changed at random first."
     def __init__(self,
@@ -273,11 +276,11 @@ class Augment:
     def normalise(self, x: Tensor) -> Tensor:
         "(x - mean) / std in float32; uint8 is first taken to 0..1."
         if x.device not in self._stats:
-            self._stats[x.device] = torch.tensor([self.mean, self.std]).view(2, 1, -1, 1, 1).to(x.device).unbind(0)
+            self._stats[x.device] = [torch.tensor(v).view(1, -1, 1, 1).to(x.device) for v in (self.mean, self.std)]
         mean, std = self._stats[x.device]
         return ((x.float() / 255 if x.dtype == torch.uint8 else x) - mean) / std
 
-# %% ../nbs/01_data.ipynb #884e0dc6
+# %% ../nbs/01_data.ipynb #73592454
 def _draw(self: Augment, n: int, generator: torch.Generator) -> Tensor:
     "[9, n] the uniform numbers for n images."
     return torch.rand(9, n, generator=generator, device=generator.device)
@@ -292,27 +295,63 @@ def _apply(self: Augment, x: Tensor, u: Tensor) -> Tensor:
     x = self.normalise(x)
     return cutout(x, u[7:9], self.cutout) if self.cutout else x
 
-def _call(self: Augment, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    "Raw images [B, C, H, W] to float32; unchanged but normalised without a generator."
+def _call(self: Augment, x: Tensor, generator: torch.Generator | None = None, collectives: Collectives = Collectives()) -> Tensor:
+    "Raw images [B, C, H, W] to float32; unchanged but normalised without a generator, which draws for the global batch."
     if generator is None: return self.normalise(x)
-    return self.apply(x, self.draw(len(x), generator).to(x.device))
+    u = self.draw(collectives.count(x), generator)
+    return self.apply(x, collectives.place(collectives.part(u, 1), x.device, 1))
 
 Augment.draw, Augment.apply, Augment.__call__ = _draw, _apply, _call
 
-# %% ../nbs/01_data.ipynb #736a30dd
+# %% ../nbs/01_data.ipynb #c257aae6
+def ahead(items: Iterator) -> Iterator:
+    "The same items; the next is made in a thread while the last is used."
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
+
+def fetch(examples: Split, ids: Tensor, device, collectives: Collectives) -> Batch:
+    "The raw examples `ids` [B] on `device`: looked up there when the split lies there, else sent."
+    device = torch.device(device)
+    if examples.nbytes is not None and examples.y.device.type == device.type: return examples.take(collectives.place(ids, device))
+    return Batch(*(collectives.place(t, device) for t in examples.take(ids)))
+
+def feed(
+    examples: Split,
+    rows,                      # ids of each batch: [n_batches, B], or a sequence of [B]
+    device,
+    collectives: Collectives,
+    workers: int = 0,          # decoding processes, for a split on disk
+    crops: tuple | None = None,  # (seed, epoch): a random window of each image, for a split on disk
+) -> Iterator[Batch]:
+    "`fetch` for every row; what must be sent is sent one batch ahead."
+    device = torch.device(device)
+    if examples.nbytes is not None and examples.y.device.type == device.type:
+        return (fetch(examples, row, device, collectives) for row in rows)
+    raw = examples.stream(rows, workers, crops, device.type == "cuda")
+    sent = (Batch(*(collectives.place(t, device) for t in batch)) for batch in raw)
+    return sent if workers else ahead(sent)
+
+# %% ../nbs/01_data.ipynb #cf905257
 class Loader:
     "Shuffled batches of an epoch; resumes bit for bit."
     def __init__(self,
         examples: Split,     # taken to `device` whole, if held in memory
-        batch_size: int,
-        augment=None,        # (x, generator) -> x; raw examples when None
+        batch_size: int,     # over all devices
+        augment=None,        # (x, generator, collectives) -> x; raw examples when None
         seed: int = 0,       # of the order and of the augmentation
         device="cpu",
         workers: int = 0,    # processes that decode, for a split streamed from a folder
+        resident: bool = True,  # False: the split stays on the host and batches are sent ahead
+        collectives: Collectives = Collectives(),
     ):
         if not 1 <= batch_size <= len(examples):
             raise ValueError(f"batch_size = {batch_size}: must lie in 1..{len(examples)}, the number of ids")
-        self.examples, self.batch_size, self.augment = examples.to(device), batch_size, augment
+        self.examples = examples.to(device) if resident and examples.nbytes is not None else examples
+        self.batch_size, self.augment, self.collectives = batch_size, augment, collectives
         self.seed, self.device, self.workers = seed, torch.device(device), workers
         self.order_rng, self.augment_rng = seeded(seed, "order"), seeded(seed, "augment")
         self.order, self.position, self.epoch, self._raw = torch.zeros(0, dtype=torch.int64), 0, 0, None
@@ -334,7 +373,7 @@ def _checked_ids(ids, n: int, batch_size: int) -> Tensor:
     if (bad := (ids < 0) | (ids >= n)).any(): raise ValueError(f"ids contain {int(ids[bad][0])}: must lie in 0..{n - 1}")
     return ids.cpu()
 
-# %% ../nbs/01_data.ipynb #c09edb56
+# %% ../nbs/01_data.ipynb #dd16b6c0
 def _begin(self: Loader, ids: Tensor | None = None) -> None:
     "Draw the order of a new epoch over `ids`, over all examples when None."
     ids = torch.arange(len(self.examples)) if ids is None else _checked_ids(ids, len(self.examples), self.batch_size)
@@ -346,9 +385,9 @@ def _iter(self: Loader) -> Iterator[Batch]:
     while self.remaining:
         if self._raw is None:
             ids = self.order[self.position:][:self.remaining * self.batch_size].view(-1, self.batch_size)
-            self._raw = iter(self.examples.stream(ids, self.workers, (self.seed, self.epoch), self.device.type == "cuda"))
-        batch = next(self._raw).to(self.device)
-        if self.augment is not None: batch = batch._replace(x=self.augment(batch.x, self.augment_rng))
+            self._raw = feed(self.examples, self.collectives.part(ids, 1), self.device, self.collectives, self.workers, (self.seed, self.epoch))
+        batch = next(self._raw)
+        if self.augment is not None: batch = batch._replace(x=self.augment(batch.x, self.augment_rng, self.collectives))
         self.position += self.batch_size
         yield batch
 
@@ -374,19 +413,27 @@ def _load_state_dict(self: Loader, state: dict) -> None:
 
 Loader.state_dict, Loader.load_state_dict = _state_dict, _load_state_dict
 
-# %% ../nbs/01_data.ipynb #d5df4bf2
+# %% ../nbs/01_data.ipynb #17fd39a5
+def _padded(n: int, batch_size: int, devices: int) -> Tensor:
+    "Ids 0..n-1 in rows of one length that the devices can share; -1 fills the last row."
+    size = math.ceil(min(batch_size, n) / devices) * devices
+    return F.pad(torch.arange(n), (0, -n % size), value=-1).view(-1, size)
+
 def eval_batches(
     examples: Split,
     batch_size: int,
     augment=None,      # used without a generator, to normalise; raw examples when None
     device="cpu",
     workers: int = 0,  # processes that decode, for a split streamed from a folder
+    collectives: Collectives = Collectives(),
 ) -> Iterator[Batch]:
-    "Every example once, in the order of ids; the last batch may be smaller."
+    "Every example once, in the order of ids. The last batch may be smaller; where shapes are fixed, id -1 fills it up."
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}: must be above 0")
-    for batch in examples.stream(torch.arange(len(examples)).split(batch_size), workers):
-        batch = batch.to(device)
+    rows = _padded(len(examples), batch_size, collectives.devices) if collectives.fixed else torch.arange(len(examples)).split(batch_size)
+    collectives.mark()
+    for batch in feed(examples, [collectives.part(row) for row in rows], device, collectives, workers):
         yield batch if augment is None else batch._replace(x=augment(batch.x))
+        collectives.mark()
 
 # %% ../nbs/01_data.ipynb #dbeec4ee
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

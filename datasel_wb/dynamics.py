@@ -7,7 +7,7 @@ __all__ = ['SUMS', 'LAST', 'ROWS', 'SCORES', 'forgetting_events', 'first_learned
            'max_loss_increase', 'el2n', 'last_layer_grad_norm', 'grand', 'History', 'Dynamics', 'merge_scores', 'rank',
            'read_stats_dict', 'noise_auroc']
 
-# %% ../nbs/04_dynamics.ipynb #0042104d
+# %% ../nbs/04_dynamics.ipynb #611734fb
 import pickle
 import re
 from collections import OrderedDict, defaultdict
@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from .core import Batch, check_ids, evaluating, per_example_loss
+from .core import Batch, Collectives, check_ids, evaluating, per_example_loss
 
 # %% ../nbs/04_dynamics.ipynb #d9debdf5
 def forgetting_events(
@@ -183,7 +183,7 @@ def _scores(row: dict) -> dict:
     all_of = counts | mean | {"unforgettable": learned & (row["forgetting"] == 0), "confidence_spread": spread}
     return {k: all_of[k] for k in SCORES if k in all_of}
 
-# %% ../nbs/04_dynamics.ipynb #b89c86e8
+# %% ../nbs/04_dynamics.ipynb #de2d4e43
 class Dynamics(nn.Module):
     "One row of training records per example, and the mean weight of groups of examples between two readings."
     ROWS = ROWS
@@ -195,8 +195,10 @@ class Dynamics(nn.Module):
         noisy: Tensor | None = None,  # [N] bool, True where an example is known to be corrupted
         history: int = 0,             # presentations of each example kept in full; 0: none
         folder=None,                  # of the history's memory-mapped files; None: in memory
+        collectives: Collectives = Collectives(),
     ):
         super().__init__()
+        self.collectives = collectives
         fresh = torch.tensor([self.FRESH.get(name, 0.0) for name in self.ROWS])
         self.register_buffer("rows", fresh.repeat(len(y), 1))             # [N, columns]
         self.groups = [f"class/{c}" for c in classes] + ([] if noisy is None else ["clean", "noisy"])
@@ -204,7 +206,7 @@ class Dynamics(nn.Module):
         self.cells = (2 * y + second).cpu()                               # [N] class and noise in one number
         self.kept = History(len(y), history, folder) if history else None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def record(self,
         idx: Tensor,              # [B] ids, each at most once
         logits: Tensor,           # [B, C]
@@ -214,8 +216,9 @@ class Dynamics(nn.Module):
     ) -> None:
         "Add one batch. `ValueError` on ids out of range (on CUDA an assertion of the device)."
         check_ids(idx, len(self.rows), "idx", "the ids of the recorded examples")
-        old, losses, looks = self.rows.index_select(0, idx), losses.float(), _looks(logits, y)
-        relative = torch.ones_like(losses) if weights is None else (weights * len(weights)).float()
+        relative = torch.ones_like(losses) if weights is None else weights * self.collectives.count(weights)
+        idx, losses, relative, *looks = self.collectives.rows(idx, losses.float(), relative.float(), *_looks(logits, y))
+        old = self.rows.index_select(0, idx)
         self.rows.index_copy_(0, idx, _next_rows(old, losses, relative, looks))
         if self.kept is not None: self.kept.add(idx, old[:, len(SUMS)], losses, looks[0].float(), looks[1])
 

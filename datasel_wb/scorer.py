@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scorer', 'log_probabilities', 'DDS', 'DDSSettings', 'DDSRecipe']
 
-# %% ../nbs/07_scorer.ipynb #a65a2623
+# %% ../nbs/07_scorer.ipynb #7e8c0441
 import copy
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .core import ALIGN, Batch, check_settings, evaluating, setting
+from .core import ALIGN, Batch, Collectives, check_settings, evaluating, setting, start_momentum
 from .models import Net
 from .selectors import Selector, Task
 
@@ -47,19 +47,29 @@ class Scorer(nn.Module):
         raw = units.gather(1, batch.y[:, None]).squeeze(1) if self.sees == "xy" else units.squeeze(1)
         return self.clip * raw.tanh()
 
-# %% ../nbs/07_scorer.ipynb #a035eca8
-def log_probabilities(
-    scores: Tensor,                  # [B] this device's scores
-    gathered: Tensor | None = None,  # [B of all devices] detached; None: this device has the whole batch
-) -> Tensor:                         # [B] log p, differentiable in `scores`
-    "log softmax of the scores over the global batch."
-    if gathered is None or len(gathered) == len(scores): return scores.log_softmax(0)
-    # of the global normaliser only this device's part carries a gradient
-    mine = scores.logsumexp(0)
-    whole = gathered.logsumexp(0)
-    return scores - whole - (mine - mine.detach()) * (mine.detach() - whole).exp()
+# %% ../nbs/07_scorer.ipynb #6d5cba15
+class _LogSoftmax(torch.autograd.Function):
+    "log softmax over the parts of several processes."
+    @staticmethod
+    def forward(ctx, scores, collectives):
+        logp = scores - collectives.gather(scores).logsumexp(0)
+        ctx.save_for_backward(logp)
+        ctx.collectives = collectives
+        return logp
 
-# %% ../nbs/07_scorer.ipynb #7d5acfba
+    @staticmethod
+    def backward(ctx, g):
+        total, = ctx.collectives.sum(g.sum())
+        return g - ctx.saved_tensors[0].exp() * total, None
+
+def log_probabilities(
+    scores: Tensor,  # [B] of this process's part
+    collectives: Collectives = Collectives(),
+) -> Tensor:         # [B] log p
+    "log softmax of the scores over the global batch."
+    return scores.log_softmax(0) if collectives.world == 1 else _LogSoftmax.apply(scores, collectives)
+
+# %% ../nbs/07_scorer.ipynb #ea241cff
 class DDS(Selector):
     "Differentiable data selection (arXiv 1911.10088, Algorithm 1)."
     needs = ("dev_batch",)
@@ -81,40 +91,47 @@ class DDS(Selector):
             if value not in allowed: raise ValueError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
         if not lr >= 0: raise ValueError(f"lr = {lr!r}: must be 0 or more")
         if decay: self.needs = self.needs + ("steps",)
-        self.scorer, self.lr, self.wait_steps, self.decay = scorer, lr, wait_steps, decay
+        self.scorer, self.lr, self.momentum, self.wait_steps, self.decay = scorer, lr, momentum, wait_steps, decay
         self.reward, self.variant, self.baseline = reward, variant, baseline
-        self.opt = torch.optim.SGD(scorer.parameters(), lr, momentum) if lr else None
         self.register_buffer("average", torch.zeros(()))   # moving average of the reward
         self.scores = self.before = None                   # live between `weights` and `update` of one step
+
+    def setup(self, task: Task) -> None:
+        "The scorer's optimizer."
+        if not self.lr: return
+        self.opt = torch.optim.SGD(self.scorer.to(task.device).parameters(), self.lr, self.momentum)
+        start_momentum(self.opt)
 
     def weights(self, losses: Tensor, batch: Batch) -> Tensor:
         "p_i over the global batch, [B]."
         with evaluating(self.scorer), torch.set_grad_enabled(self.lr > 0):
             self.scores = self.scorer(batch)
-        self.task.passes += len(batch.y)
+        self.task.passes += self.task.collectives.count(batch.y)
         if self.lr: self.before = {k: p.clone() for k, p in self.task.params().items()}
-        return log_probabilities(self.scores.detach(), self.task.gather(self.scores)).exp()
+        return log_probabilities(self.scores.detach(), self.task.collectives).exp()
 
     def update(self, batch: Batch) -> None:
         "One ascent step of ψ on the rewards of this batch."
         if not self.lr: return
         r = self.task.align(batch, self.task.dev_grad(), at=self.before, how=self.reward).nan_to_num(0, 0, 0)
-        logp = log_probabilities(self.scores, self.task.gather(self.scores))
+        logp = log_probabilities(self.scores, self.task.collectives)
         self.opt.zero_grad()
         (self.gate() * self.objective(r, logp)).backward()
+        self.task.collectives.sum_gradients(self.scorer.parameters())
         self.opt.step()
         self.scores = self.before = None
 
     def objective(self, r: Tensor, logp: Tensor) -> Tensor:
-        "What ψ descends, from rewards and log probabilities [B]: -(1/B) Σ r log p, or the released code's scalar."
-        if self.variant == "released": r = logp.detach().exp() @ r
-        mean = self.task.gather(r).mean()
+        "This part of what ψ descends, from rewards and log probabilities [B]: -(1/B) Σ r log p, or the released code's scalar."
+        c = self.task.collectives
+        if self.variant == "released": r, = c.sum(logp.detach().exp() @ r)
+        mean = r if self.variant == "released" else self.task.gather(r).mean()
         if self.baseline == "batch": r = r - mean
         if self.baseline == "moving" or self.variant == "released":
             r = r - self.average
             self.average.lerp_(mean.to(self.average.dtype), 0.01)
-        if self.variant == "released": return r * -(logp.exp() @ logp) / len(logp)
-        return -(r * logp).mean()
+        if self.variant == "released": return r * -(logp.exp() @ logp) / c.count(logp)
+        return -c.mean(r * logp)
 
     def gate(self) -> Tensor:
         "Factor on the scorer's gradient: 0 while waiting, and the decay."

@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'Task', 'Seen', 'Selector', 'Uniform', 'check_selector', 'removed_ids', 'Prune', 'RS2', 'infobatch_sample',
            'InfoBatch', 'margin_to_boundary', 'margin_schedule', 'DynaMS', 'DynaMSRecipe']
 
-# %% ../nbs/05_selectors.ipynb #bc96743b
+# %% ../nbs/05_selectors.ipynb #f240fb6d
 import copy
 import hashlib
 import io
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .core import Batch, Collectives, align, check, check_ids, check_settings, evaluating, per_example_loss, seeded, setting
-from .data import Augment, DataRecipe, Loader, eval_batches, load_data
+from .data import Augment, DataRecipe, Loader, eval_batches, fetch, load_data
 from .dynamics import rank
 from .models import Slim, classifier, features_and_logits, small_cnn
 
-# %% ../nbs/05_selectors.ipynb #afd3f950
+# %% ../nbs/05_selectors.ipynb #5bafad8c
 class Task:
     "What a method may ask for; bound once, hides the device."
     def __init__(self,
@@ -61,21 +61,21 @@ class Task:
     def dev_batch(self) -> Batch:
         "`dev_batch_size` held-out examples, drawn uniformly."
         ids = torch.randint(len(self.dev), (self.dev_batch_size,), generator=self.dev_rng)
-        batch = self.dev.take(ids).to(self.device)
+        batch = fetch(self.dev, self.collectives.part(ids), self.device, self.collectives)
         return batch._replace(x=self.prepare(batch.x))
 
     def dev_grad(self) -> dict:
         "∇ of the mean loss of a dev batch at the current weights, name -> tensor."
         batch, names = self.dev_batch(), list(self.params())
-        self.passes += len(batch.y)
+        self.passes += self.collectives.count(batch.y)
         with evaluating(self.model), torch.enable_grad(), self.autocast():
-            loss = self.loss_fn(self.model(batch.x), batch.y).mean()
+            loss = self.collectives.mean(self.loss_fn(self.model(batch.x), batch.y))
             params = [p for p in self.model.parameters() if p.requires_grad]
-            return dict(zip(names, torch.autograd.grad(loss, params)))
+            return dict(zip(names, self.collectives.sum(*torch.autograd.grad(loss, params))))
 
     def align(self, batch: Batch, v: dict, at: dict | None = None, how: str = "forward") -> Tensor:
         "<∇ℓ_i, v> of each example of the batch, at the parameters `at` (the current ones when None), [B]."
-        self.passes += len(batch.y)
+        self.passes += self.collectives.count(batch.y)
         at = at and dict(self.model.named_parameters()) | at
         return align(self.model, batch, v, how, at, self.loss_fn)
 
@@ -83,8 +83,9 @@ class Task:
         "Stream the training set in evaluation mode: `fn(batch) -> [B]` on prepared batches, joined to [n]."
         self.passes += self.n
         with evaluating(self.model), torch.no_grad():
-            parts = [fn(b._replace(x=self.prepare(b.x))) for b in eval_batches(self.train, batch_size, device=self.device)]
-        return torch.cat(parts)
+            parts = [self.gather(fn(b._replace(x=self.prepare(b.x))))
+                     for b in eval_batches(self.train, batch_size, device=self.device, collectives=self.collectives)]
+        return torch.cat(parts)[:self.n]
 
     def gather(self, t: Tensor) -> Tensor:
         "The global batch's values."
@@ -103,7 +104,7 @@ class Seen(NamedTuple):
     losses: Tensor           # [B] nats
     weights: Tensor | None   # [B]; None: 1/B each
 
-# %% ../nbs/05_selectors.ipynb #ad563b65
+# %% ../nbs/05_selectors.ipynb #79aeec42
 def _settings(selector) -> dict:
     "What a method was made with, as text, so that a checkpoint knows it; tensors as a digest."
     def told(v): return hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()[:12] if isinstance(v, Tensor) else repr(v)
@@ -113,6 +114,7 @@ def _settings(selector) -> dict:
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
     needs, suspicious, host, stored = (), (), (), False
+    per_process = False   # True: buffers differ between processes, so that a resume needs as many of them
 
     def __init__(self):
         super().__init__()
@@ -151,7 +153,7 @@ class Selector(nn.Module):
     def epoch(self, e: int) -> Tensor | None:
         "Final verb: start epoch `e`; the ids to visit, or None for all."
         self.epoch_number = e
-        return self.indices()
+        return self.task.collectives.agree(self.indices())
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         "Final verb: the scalar to descend, from logits [B, C]. `ValueError` on ids or labels that the training set lacks (CPU only)."
@@ -161,7 +163,7 @@ class Selector(nn.Module):
         self.observe(logits.detach(), losses.detach(), batch)
         w = self.weights(losses.detach(), batch)
         self.seen = Seen(logits.detach(), losses.detach(), None if w is None else w.detach())
-        total = losses.mean() if w is None else w.to(losses.dtype) @ losses
+        total = self.task.collectives.mean(losses) if w is None else w.to(losses.dtype) @ losses
         extra = self.penalty(batch)
         return total if extra is None else total + extra
 
@@ -375,7 +377,7 @@ def infobatch_sample(
     weights[rest] = len(easy) / max(len(rest), 1)
     return kept.nonzero()[:, 0], weights
 
-# %% ../nbs/05_selectors.ipynb #004b07ba
+# %% ../nbs/05_selectors.ipynb #a0a41e9e
 class InfoBatch(Selector):
     "Leave out a random share `r` of the examples with a loss below the mean; the others like them count more."
     needs = ("n", "epochs")
@@ -402,11 +404,11 @@ class InfoBatch(Selector):
         return ids
 
     def observe(self, logits, losses, batch):
-        idx, losses = self.task.collectives.rows(batch.idx, losses.float())
+        idx, losses = self.task.collectives.rows(batch.idx, losses.to(self.losses.dtype))
         self.losses.index_copy_(0, idx, losses)
 
     def weights(self, losses, batch):
-        return self.scale[batch.idx] / len(losses) if self.r else None
+        return self.scale[batch.idx] / self.task.collectives.count(losses) if self.r else None
 
 # %% ../nbs/05_selectors.ipynb #b086452b
 def margin_to_boundary(
@@ -449,7 +451,7 @@ def margin_schedule(
                          f"{least:.2f} and at most 1 of them")
     return [1.0] * warmup + [min(v, 1.0) for v in shares]
 
-# %% ../nbs/05_selectors.ipynb #1e40d887
+# %% ../nbs/05_selectors.ipynb #cf1ff43f
 class DynaMS(Selector):
     "Keep the examples with the smallest margins, on a schedule that meets a budget."
     needs, host = ("n", "epochs", "score_all"), ("kept",)
@@ -499,11 +501,11 @@ class DynaMS(Selector):
 
     def penalty(self, batch):
         if self.proxy is None: return None
-        self.task.passes += len(batch.y)
+        self.task.passes += self.task.collectives.count(batch.y)
         with self.task.autocast(): logits = self.proxy(batch.x)
         teacher = F.log_softmax(self.seen.logits.float(), 1)
-        distilled = F.kl_div(F.log_softmax(logits.float(), 1), teacher, log_target=True, reduction="batchmean")
-        return self.task.loss_fn(logits, batch.y).mean() + distilled
+        distilled = (teacher.exp() * (teacher - F.log_softmax(logits.float(), 1))).sum(1)   # Kullback-Leibler; F.kl_div has no gradient on XLA
+        return self.task.collectives.mean(self.task.loss_fn(logits, batch.y) + distilled)
 
     def agreement(self) -> dict:
         "How well the proxy ranks: Spearman correlation of all margins, and the share of the kept examples that the model would keep."

@@ -6,7 +6,7 @@
 __all__ = ['Sigma', 'DataParameters', 'DataParametersRecipe', 'normalised', 'self_paced', 'SPCL', 'BatchWeight', 'Mentor',
            'MentorNet']
 
-# %% ../nbs/06_weighting.ipynb #76cbab0b
+# %% ../nbs/06_weighting.ipynb #b17feee8
 import math
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Batch, check, check_settings, evaluating, seeded, setting
+from .core import Batch, Collectives, check, check_settings, evaluating, seeded, setting, start_momentum
 from .selectors import Selector
 from .sparse_optimizer import SparseSGD
 
-# %% ../nbs/06_weighting.ipynb #75bd0808
+# %% ../nbs/06_weighting.ipynb #4dd38c26
 @dataclass(frozen=True)
 class Sigma:
     "One table of temperatures. `ValueError` for the first setting out of range."
@@ -50,6 +50,7 @@ class DataParameters(Selector):
             table = torch.full((task.n_classes if name == "cls" else task.n,), math.log(s.init), device=task.device)
             self.register_buffer(f"log_{name}", table)
             self.optimizers[name] = SparseSGD([table], s.lr, s.momentum)
+            start_momentum(self.optimizers[name])
 
     def logits(self, logits, batch):
         ids = {"cls": batch.y, "inst": batch.idx}
@@ -100,16 +101,16 @@ class DataParametersRecipe:
         inst = Sigma(self.inst_lr, self.inst_init, self.inst_decay, self.sigma_momentum) if self.level != "cls" else None
         return DataParameters(cls, inst, self.sigma_clamp)
 
-# %% ../nbs/06_weighting.ipynb #e01a1dce
+# %% ../nbs/06_weighting.ipynb #d443f878
 def normalised(
     v: Tensor,     # [B] raw weights, 0 or more
-    total=None,    # their sum over the global batch; v's own when None
-) -> Tensor:       # [B], sum 1
+    collectives: Collectives = Collectives(),
+) -> Tensor:       # [B], sum 1 over the global batch
     "Raw weights divided by their sum; equal ones when all are 0."
-    total = v.sum() if total is None else total
-    return torch.where(total > 0, v / total.clamp_min(torch.finfo(v.dtype).tiny), 1 / len(v))
+    total, = collectives.sum(v.sum())
+    return torch.where(total > 0, v / total.clamp_min(torch.finfo(v.dtype).tiny), 1 / collectives.count(v))
 
-# %% ../nbs/06_weighting.ipynb #9ce9dbab
+# %% ../nbs/06_weighting.ipynb #fb0a297f
 def self_paced(
     losses: Tensor,     # [B] nats
     threshold: Tensor,  # λ, a scalar
@@ -135,14 +136,14 @@ class SPCL(Selector):
         q = (self.start + (1 - self.start) * self.progress() / self.until).clamp(max=1).float()
         all_in = q >= 1
         v = torch.where(all_in, 1.0, self_paced(losses, everyone.quantile(q), self.soft))
-        return normalised(v)
+        return normalised(v, self.task.collectives)
 
-# %% ../nbs/06_weighting.ipynb #e3299cf5
+# %% ../nbs/06_weighting.ipynb #f19950a4
 class BatchWeight(Selector):
     "Weigh each example by how far its gradient agrees with that of held-out examples."
     needs = ("dev_batch",)
     def weights(self, losses, batch):
-        return normalised(self.task.align(batch, self.task.dev_grad()).clamp_min(0))
+        return normalised(self.task.align(batch, self.task.dev_grad()).clamp_min(0), self.task.collectives)
 
 # %% ../nbs/06_weighting.ipynb #8c075c7a
 class Mentor(nn.Module):
@@ -156,7 +157,7 @@ class Mentor(nn.Module):
         features = torch.cat([losses[:, None], gap[:, None], self.label(y), progress.expand_as(losses)[:, None]], 1)
         return self.out(torch.tanh(self.hidden(features)))[:, 0]
 
-# %% ../nbs/06_weighting.ipynb #8bf47389
+# %% ../nbs/06_weighting.ipynb #9216910b
 class MentorNet(Selector):
     "Weigh examples by a small network of their loss, label and the progress of training."
     KINDS = ("data-driven", "predefined")
@@ -184,6 +185,7 @@ class MentorNet(Selector):
             torch.manual_seed(task.seed)
             self.mentor = Mentor(task.n_classes).to(task.device)
         self.optimizer = torch.optim.SGD(self.mentor.parameters(), self.lr, momentum=0.9)
+        start_momentum(self.optimizer)
         self.flips = seeded(task.seed, "mentor")
 
     def observe(self, logits, losses, batch):
@@ -192,7 +194,7 @@ class MentorNet(Selector):
 
     def weights(self, losses, batch):
         v = (losses < self.level).to(losses.dtype) if self.kind == "predefined" else self.judge(losses, batch.y).detach().sigmoid()
-        return normalised(torch.where(self.progress() < self.burn_in, 1.0, v))
+        return normalised(torch.where(self.progress() < self.burn_in, 1.0, v), self.task.collectives)
 
     def judge(self, losses: Tensor, y: Tensor) -> Tensor:
         "Logits of the weights, [B]."
@@ -201,13 +203,16 @@ class MentorNet(Selector):
     def update(self, batch):
         self.calls += 1
         if self.kind == "predefined" or self.calls % self.every: return
-        dev, n = self.task.dev_batch(), self.task.n_classes
-        wrong = (torch.rand(len(dev.y), generator=self.flips) < self.flipped).to(self.task.device)
-        shift = torch.randint(1, n, (len(dev.y),), generator=self.flips).to(self.task.device)
+        dev, n, c = self.task.dev_batch(), self.task.n_classes, self.task.collectives
+        size = self.task.dev_batch_size
+        wrong = c.place(c.part(torch.rand(size, generator=self.flips) < self.flipped), self.task.device)
+        shift = c.place(c.part(torch.randint(1, n, (size,), generator=self.flips)), self.task.device)
         y = torch.where(wrong, (dev.y + shift) % n, dev.y)
-        self.task.passes += len(y)
+        self.task.passes += c.count(y)
         with evaluating(self.task.model), torch.no_grad(), self.task.autocast(): losses = self.task.loss_fn(self.task.model(dev.x), y)
-        with torch.enable_grad(): F.binary_cross_entropy_with_logits(self.judge(losses, y), (~wrong).float()).backward()
+        with torch.enable_grad():
+            c.mean(F.binary_cross_entropy_with_logits(self.judge(losses, y), (~wrong).float(), reduction="none")).backward()
+        c.sum_gradients(self.mentor.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
 

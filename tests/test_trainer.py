@@ -158,7 +158,7 @@ def test_checkpoint_of_another_training_or_model_is_refused(tmp_path, digits):
 @pytest.mark.parametrize("where", [False, True])
 def test_a_step_that_is_not_finite_changes_nothing(digits, where):
     training = Training(RECIPE, digits)
-    if where: training.backend.apply = lambda opt, ok: step_where(ok, opt)   # as on an accelerator
+    if where: training.backend.apply = lambda opt, ok, lr: step_where(ok, opt, lr)   # as on an accelerator
     for _ in range(3): training.step()
     before = [p.clone() for p in training.model.parameters()]
     momentum = [training.optimizer.state[p]["momentum_buffer"].clone() for p in training.params]
