@@ -369,7 +369,6 @@ class Training:
         self.data, self.seed = data, seed
         self.backend = backend or make_backend(recipe)
         device, c, train = self.backend.device, self.backend.collectives, data.train
-        if recipe.batch_size % c.devices: raise ValueError(f"batch_size = {recipe.batch_size}: must be a multiple of the {c.devices} devices")
         self.prepare = Augment(mean=train.mean, std=train.std)
         self.model = self.backend.adapt((model or recipe.build(train, seed)).to(device)).train()
         self.ema = EMA(self.model, recipe.ema_decay)
