@@ -281,17 +281,11 @@ def _kernels() -> list:
 def _sigterm_goes_to_kernels():
     "Inside the block SIGTERM is passed on to the kernels, which end by themselves; without a kernel the process ends."
     def pass_on(signum, _):
-        passed.append(signum)
         kernels = _kernels()
         for pid in kernels: os.kill(pid, signum)
         if not kernels: raise SystemExit(128 + signum)
-    from nbclient.exceptions import DeadKernelError
-    passed, before = [], signal.signal(signal.SIGTERM, pass_on)
+    before = signal.signal(signal.SIGTERM, pass_on)
     try: yield
-    except DeadKernelError as e:
-        if not passed: raise   # it died of something else
-        print(f"\nended by SIGTERM: {e}", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
     finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/11_runs.ipynb #760d055b

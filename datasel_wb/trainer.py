@@ -258,6 +258,7 @@ class Checkpoints:
         self.store, self.keep = Store(folder), keep
         if write: self.store.check()
         self.manifest = json.loads(self.store.read("checkpoints.json") or "{}")
+        if "last" in self.manifest: raise ValueError(f"{folder}: holds checkpoints of an earlier version; delete it to start anew")
         self.writer, self.pending = ThreadPoolExecutor(1), None
 
     def save(self, state: dict, step: int, best: bool = False) -> None:

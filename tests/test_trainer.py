@@ -259,6 +259,11 @@ def test_the_best_saved_again_at_its_step(tmp_path):
     assert saved.read(saved.manifest["best"])["seconds"] == 2.0 and len(saved.manifest["saved"]) == 1
 
 
+def test_checkpoints_of_an_earlier_version_are_refused(tmp_path):
+    (tmp_path / "checkpoints.json").write_text('{"last": {"file": "step-1.pt", "step": 1}}')
+    with pytest.raises(ValueError, match=f"{tmp_path}: holds checkpoints of an earlier version"): Checkpoints(tmp_path)
+
+
 def unwritable(tmp_path):
     "Addresses where nothing can be written, and what is said."
     (tmp_path / "file").write_text("in the way")
