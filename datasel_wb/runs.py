@@ -11,20 +11,24 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 from filelock import FileLock, Timeout
 
 import datasel_wb
 from .core import check_settings, setting, suggest
 from .data import Loader, Splits, changed_labels
-from .trainer import Training, write_atomic, write_frame
+from .trainer import PLACE, Preemption, Training, write_atomic, write_frame
 
 # %% ../nbs/11_runs.ipynb #8326e44f
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Run:
         if path.exists():
             there = json.loads(path.read_text())["settings"]
             mine = json.loads(json.dumps(self.settings))
-            if diff := [f"{k} = {v!r} here, {there.get(k)!r} there" for k, v in mine.items() if there.get(k) != v]:
+            if diff := [f"{k} = {v!r} here, {there.get(k)!r} there" for k, v in mine.items() if there.get(k) != v and k not in PLACE]:
                 self.close()
                 raise ValueError(f"name = {self.folder.name!r}: that folder holds another run; {'; '.join(diff)}")
             return
@@ -157,7 +161,16 @@ def begin(settings: SimpleNamespace, data: Splits, prefix: str = "", root=None) 
           f"{length}; seeds {settings.run.seed} to {settings.run.seed + settings.run.seeds - 1}")
     print(f"run folder: papermill_runs/{run.folder.name}")
     if data.train.clean_y is not None: changed_labels(data.train).to_csv(run.folder / "changed_labels.csv", index=False)
+    Preemption.stopped = False
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, _stop_at_once)
     return run
+
+def _stop_at_once(*_) -> None:
+    "What SIGTERM does outside of `fit`; a second one on the way out does nothing."
+    if Preemption.stopped: return
+    Preemption.stopped = True
+    print("stopped by SIGTERM between two trainings; the same command goes on from there", flush=True)
+    raise SystemExit(0)
 
 # %% ../nbs/11_runs.ipynb #349c99cb
 def record(
@@ -256,20 +269,40 @@ def wants_run_folder(argv: list) -> bool:
     ours = notebook.match("run_*.ipynb") and notebook.resolve().parent == project_root() / "nbs"
     return bool(ours and not params.get("output_path") and not params.get("help_notebook"))
 
+# %% ../nbs/11_runs.ipynb #81349fff
+def _kernels() -> list:
+    "Process ids of the notebook kernels that this process has started."
+    def of(p):
+        try: return " ".join(p.cmdline())
+        except psutil.Error: return ""   # ended meanwhile
+    return [p.pid for p in psutil.Process().children() if "ipykernel" in of(p)]
+
+@contextmanager
+def _sigterm_goes_to_kernels():
+    "Inside the block SIGTERM is passed on to the kernels, which end by themselves; without a kernel the process ends."
+    def pass_on(signum, _):
+        kernels = _kernels()
+        for pid in kernels: os.kill(pid, signum)
+        if not kernels: raise SystemExit(128 + signum)
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
 # %% ../nbs/11_runs.ipynb #760d055b
 def papermill_main(argv: list | None = None) -> int:
     "The papermill command of the project's environment; returns the exit status."
     from papermill.cli import papermill
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not wants_run_folder(argv): return papermill.main(argv, prog_name="papermill")
-    waiting = project_root() / "papermill_runs" / f".waiting-{os.getpid()}.ipynb"
-    waiting.parent.mkdir(exist_ok=True)
-    waiting.unlink(missing_ok=True)   # a killed command of the same process number left its link
-    os.environ["DATASEL_NOTEBOOK"] = str(waiting)
-    os.environ.setdefault("DATASEL_LOG_SECONDS", "5")
-    if not any(a in argv for a in ("--log-output", "--no-log-output", "--progress-bar", "--no-progress-bar")): argv.append("--log-output")
-    try: return _run_notebook(papermill, [*argv, str(waiting)], waiting)
-    finally: waiting.unlink(missing_ok=True)
+    with _sigterm_goes_to_kernels():
+        if not wants_run_folder(argv): return papermill.main(argv, prog_name="papermill")
+        waiting = project_root() / "papermill_runs" / f".waiting-{os.getpid()}.ipynb"
+        waiting.parent.mkdir(exist_ok=True)
+        waiting.unlink(missing_ok=True)   # a killed command of the same process number left its link
+        os.environ["DATASEL_NOTEBOOK"] = str(waiting)
+        os.environ.setdefault("DATASEL_LOG_SECONDS", "5")
+        if not any(a in argv for a in ("--log-output", "--no-log-output", "--progress-bar", "--no-progress-bar")): argv.append("--log-output")
+        try: return _run_notebook(papermill, [*argv, str(waiting)], waiting)
+        finally: waiting.unlink(missing_ok=True)
 
 # %% ../nbs/11_runs.ipynb #c05c1bca
 def _run_notebook(papermill, argv: list, waiting: Path) -> int:
