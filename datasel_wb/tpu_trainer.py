@@ -177,15 +177,13 @@ class XLA(Eager):
         import torch_xla.runtime as xr
         try: self.collectives, self.device = Mesh(self.torch_xla), self.torch_xla.device()
         except (RuntimeError, OSError) as e: raise ValueError(f"PJRT_DEVICE = {asked!r}: no such device here ({str(e).splitlines()[0]}); CPU always works") from None
+        torch.autograd.set_multithreading_enabled(False)   # else the order of the backward pass, and with it the graph, varies
         self.xm, self.many, tpu = xm, xr.process_count() > 1, asked == "TPU"
         if tpu: self.torch_xla.backends.set_mat_mul_precision("highest")    # float32 rewards must be float32
         half = precision == "bfloat16" or (precision == "auto" and tpu)
         self.autocast = partial(torch.autocast, "xla", torch.bfloat16) if half else nullcontext
 
-    def wrap(self, step):
-        def train():
-            with torch.autograd.set_multithreading_enabled(False): step()   # else the graph differs from step to step
-        return self.torch_xla.compile(train, full_graph=True)
+    def wrap(self, step): return self.torch_xla.compile(step, full_graph=True)
 
     def adapt(self, module): return _exchange(module, AffineBatchNorm)
 
