@@ -167,9 +167,10 @@ class Mesh(Collectives):
     def place(self, t, device, dim=0): return self.split(t.to(device), dim)
     def mark(self): self.sync()
 
-# %% ../nbs/09_tpu_trainer.ipynb #b82eba22
+# %% ../nbs/09_tpu_trainer.ipynb #fbaa1578
 class XLA(Eager):
     "torch_xla on all chips of all hosts; on XLA's CPU runtime where there is no TPU."
+    seed = 0   # of dropout
     def __init__(self, device: str = "xla", precision: str = "auto"):
         self.torch_xla = import_xla()
         asked = os.environ["PJRT_DEVICE"]
@@ -207,16 +208,16 @@ class XLA(Eager):
     def apply(self, optimizer, ok, lr): step_where(ok, optimizer, self.scalar(lr))
     def fence(self): self.torch_xla.sync(wait=True)
 
-# %% ../nbs/09_tpu_trainer.ipynb #ac939768
+# %% ../nbs/09_tpu_trainer.ipynb #ea37e03d
 @contextmanager
 def _own_random_state(self: XLA, seed: int):
-    before = self.xm.get_rng_state(self.device)
-    self.xm.set_rng_state(seed, self.device)
+    before, self.seed = self.xm.get_rng_state(self.device), seed
     try: yield
     finally: self.xm.set_rng_state(before, self.device)
 
-def _rng_state(self: XLA) -> dict: return {"kind": self.kind, "xla": self.xm.get_rng_state(self.device)}
-def _set_rng_state(self: XLA, state: dict) -> None: self.xm.set_rng_state(state["xla"], self.device)
+def _begin(self: XLA, t: int) -> None: self.xm.set_rng_state((self.seed << 32) + t, self.device)
+def _rng_state(self: XLA) -> dict: return {"kind": self.kind}
+def _set_rng_state(self: XLA, state: dict) -> None: "Nothing to do: `begin` sets it."
 
 def _counters(self: XLA) -> dict:
     "Graphs compiled and transfers made by this process so far."
@@ -224,5 +225,6 @@ def _counters(self: XLA) -> dict:
     names = {"compiles": "CompileTime", "to_device": "TransferToDeviceTime", "from_device": "TransferFromDeviceTime"}
     return {f"xla/{k}": (metric_data(v) or [0])[0] for k, v in names.items()}
 
-XLA.own_random_state, XLA.rng_state, XLA.set_rng_state, XLA.counters = _own_random_state, _rng_state, _set_rng_state, _counters
+XLA.own_random_state, XLA.begin, XLA.counters = _own_random_state, _begin, _counters
+XLA.rng_state, XLA.set_rng_state = _rng_state, _set_rng_state
 BACKENDS["xla"] = XLA

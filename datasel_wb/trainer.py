@@ -125,6 +125,8 @@ class Eager:
         "A step as the device wants it; here as it is."
         return step
 
+    def begin(self, t: int) -> None: "Before step t = 0, 1, ..."
+
     def adapt(self, module: nn.Module) -> nn.Module:
         "Exchange layers that this engine cannot run as they are."
         return module
@@ -513,6 +515,7 @@ class Training:
         if not self.loader.remaining:
             self.batches = self.loader(self.selector.epoch(self.epochs_begun))
             self.epochs_begun += 1
+        self.backend.begin(self.steps_done)
         self.one_step()
         self.steps_done += 1
         self.examples_seen += self.recipe.batch_size
@@ -608,9 +611,9 @@ class Training:
         for k, s in state["parts"].items(): getattr(self, k).load_state_dict(s)
         for k, v in state["counts"].items(): setattr(self, k, v.to(self.backend.device) if isinstance(v, Tensor) else v)
         self.batches = iter(self.loader)
+        self.settle()
         if state["rng"]["kind"] == self.backend.kind: self.backend.set_rng_state(state["rng"])
         elif self.recipe.dropout: warnings.warn(f"the checkpoint was made on {state['rng']['kind']}, this is {self.backend.kind}: dropout draws anew")
-        self.settle()
 
 # %% ../nbs/08_trainer.ipynb #2ece9d10
 def progress_bar(total: int, done: int, label: str, shown: bool = True) -> tqdm:

@@ -1,4 +1,4 @@
-"""What a process of tests/test_xla.py does on its virtual devices: six steps of each method, weights saved."""
+"""What a process of tests/test_xla.py does on its virtual devices: six steps of some methods, or a whole training in a folder."""
 import json
 import sys
 from dataclasses import replace
@@ -7,25 +7,37 @@ import torch
 
 from datasel_wb import tpu_trainer  # noqa: F401, has the engine for XLA
 from datasel_wb.data import Augment
-from datasel_wb.trainer import Recipe, Training
+from datasel_wb.trainer import Recipe, Training, fit
 from methods import DATA, METHODS
 
-task = json.loads(sys.argv[1])
-recipe = Recipe(model="tiny_cnn", epochs=4, batch_size=64, warmup_steps=2, ema_decay=0.9, device="xla")
-recipe = replace(recipe, batch_size=task.get("batch_size", 64))
+recipe = Recipe(model="tiny_cnn", steps=240, batch_size=64, warmup_steps=2, ema_decay=0.9, device="xla", log_every=25, eval_every=100, save_every=20)
 augment = Augment(crop=1, cutout=2, mean=DATA.train.mean, std=DATA.train.std)
 
 
-def trained(method):
-    training = Training(recipe, DATA, METHODS[method](), augment=augment)
-    for _ in range(6): training.step()
-    training.backend.fence()
-    losses = training.selector.seen.losses
-    spec = training.backend.torch_xla._XLAC._get_xla_sharding_spec(losses)   # e.g. {devices=[2]0,1}
-    n = int(spec.split("[")[1].split("]")[0]) if "devices=[" in spec else 1
-    print(f"losses of {len(losses)} examples on {n} devices")
-    return {f"{part}/{k}": t.cpu() for part in ("model", "selector") for k, t in getattr(training, part).state_dict().items() if isinstance(t, torch.Tensor)}
+def spread(training):
+    "On how many devices the last batch lay."
+    spec = training.backend.torch_xla._XLAC._get_xla_sharding_spec(training.selector.seen.losses)   # e.g. {devices=[2]0,1}
+    return int(spec.split("[")[1].split("]")[0]) if "devices=[" in spec else 1
 
 
-done = {m: trained(m) for m in task["methods"]}
-torch.save(done, task["out"])
+def six_steps(methods, out, batch_size=64):
+    "Save model and method after six steps of each."
+    done = {}
+    for m in methods:
+        training = Training(replace(recipe, epochs=4, batch_size=batch_size), DATA, METHODS[m](), augment=augment)
+        for _ in range(6): training.step()
+        training.backend.fence()
+        print(f"losses of {len(training.selector.seen.losses)} examples on {spread(training)} devices")
+        states = {part: getattr(training, part).state_dict() for part in ("model", "selector")}
+        done[m] = {f"{part}/{k}": t.cpu() for part, s in states.items() for k, t in s.items() if isinstance(t, torch.Tensor)}
+    torch.save(done, out)
+
+
+def whole(method, folder, **settings):
+    "Train from the newest checkpoint to the end."
+    print("begins", flush=True)
+    fit(replace(recipe, **settings), DATA, METHODS[method](), folder=folder, augment=augment)
+
+
+task = json.loads(sys.argv[1])
+{"six_steps": six_steps, "whole": whole}[task.pop("do")](**task)
