@@ -350,6 +350,7 @@ class Loader:
     ):
         if not 1 <= batch_size <= len(examples):
             raise ValueError(f"batch_size = {batch_size}: must lie in 1..{len(examples)}, the number of ids")
+        if batch_size % collectives.devices: raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {collectives.devices} devices")
         self.examples = examples.to(device) if resident and examples.nbytes is not None else examples
         self.batch_size, self.augment, self.collectives = batch_size, augment, collectives
         self.seed, self.device, self.workers = seed, torch.device(device), workers

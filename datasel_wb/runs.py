@@ -6,25 +6,32 @@
 __all__ = ['RunRecipe', 'resolve', 'project_root', 'commit', 'Run', 'open_run', 'begin', 'record', 'results', 'finish',
            'read_results', 'table', 'plus_minus', 'show_results', 'results_text', 'wants_run_folder', 'papermill_main']
 
-# %% ../nbs/11_runs.ipynb #1a454748
+# %% ../nbs/11_runs.ipynb #0be488be
+import atexit
 import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 from filelock import FileLock, Timeout
 
 import datasel_wb
-from .core import check_settings, setting, suggest
+from . import tpu_trainer   # its engines for XLA and torchrun
+from .core import Collectives, check_settings, setting, suggest
 from .data import Loader, Splits, changed_labels
-from .trainer import Training, write_atomic, write_frame
+from .trainer import PLACE, Preemption, Training, make_backend, write_atomic, write_frame
 
 # %% ../nbs/11_runs.ipynb #8326e44f
 @dataclass(frozen=True)
@@ -80,12 +87,14 @@ def commit() -> str:
     try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except OSError: return ""
 
-# %% ../nbs/11_runs.ipynb #a0b6bea0
+# %% ../nbs/11_runs.ipynb #b71b1395
 class Run:
-    "An open run folder, locked for this process."
-    def __init__(self, folder: Path, settings: dict):
-        self.folder, self.settings = folder, settings
-        folder.mkdir(parents=True, exist_ok=True)
+    "An open run folder, locked for this process; of several processes the first has it."
+    def __init__(self, folder: Path, settings: dict, collectives: Collectives = Collectives()):
+        self.folder, self.settings, self.collectives, self.lock = folder, settings, collectives, None
+        if not collectives.main: return
+        try: folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise ValueError(f"name = {folder.name!r}: {folder} cannot be written ({e.strerror})") from None
         self.lock = FileLock(folder / ".lock")
         try: self.lock.acquire(timeout=0)
         except Timeout:
@@ -100,7 +109,7 @@ class Run:
         if path.exists():
             there = json.loads(path.read_text())["settings"]
             mine = json.loads(json.dumps(self.settings))
-            if diff := [f"{k} = {v!r} here, {there.get(k)!r} there" for k, v in mine.items() if there.get(k) != v]:
+            if diff := [f"{k} = {v!r} here, {there.get(k)!r} there" for k, v in mine.items() if there.get(k) != v and k not in PLACE]:
                 self.close()
                 raise ValueError(f"name = {self.folder.name!r}: that folder holds another run; {'; '.join(diff)}")
             return
@@ -111,13 +120,14 @@ class Run:
 
     def close(self) -> None:
         "Let go of the folder."
-        self.lock.release()
+        if self.lock: self.lock.release()
 
-# %% ../nbs/11_runs.ipynb #2af7abd9
+# %% ../nbs/11_runs.ipynb #c3ca070b
 def open_run(
     settings: SimpleNamespace,  # what `resolve` gave
     prefix: str = "",           # of an automatic name
     root=None,                  # folder of all runs; papermill_runs/ of the project when None
+    collectives: Collectives = Collectives(),
 ) -> Run:
     "Open the run folder of these settings: a new one, or the unfinished one of the same command."
     flat = {k: v for part in vars(settings).values() for k, v in asdict(part).items()}
@@ -128,8 +138,8 @@ def open_run(
         digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:6]
         names = (f"{prefix}{settings.run.recipe}-{digest}" + (f"-{i}" if i > 1 else "") for i in range(1, 10_000))
         folder = next(root / n for n in names if not (root / n / "result.json").exists())
-    run = Run(folder, flat)
-    _adopt_notebook(run.folder)
+    run = Run(collectives.agree(folder), flat, collectives)
+    if collectives.main: _adopt_notebook(run.folder)
     return run
 
 # %% ../nbs/11_runs.ipynb #03a39bcb
@@ -146,18 +156,29 @@ def _adopt_notebook(folder: Path) -> None:
     if waiting.exists(): os.replace(waiting, home)
     os.replace(link, waiting)
 
-# %% ../nbs/11_runs.ipynb #45809964
+# %% ../nbs/11_runs.ipynb #131f09f1
 def begin(settings: SimpleNamespace, data: Splits, prefix: str = "", root=None) -> Run:
-    "Open the run folder of a notebook's settings and describe the run. `ValueError` when a batch is larger than the training split."
-    Loader(data.train, settings.train.batch_size)
-    run, train = open_run(settings, prefix, root), settings.train
+    "Open the run folder of a notebook's settings and describe the run. `ValueError` when device or batch cannot be."
+    train, backend = settings.train, make_backend(settings.train)
+    c = backend.collectives
+    Loader(data.train, train.batch_size, resident=False, collectives=c)
+    run = open_run(settings, prefix, root, c)
     dev = f"{len(data.dev):,} dev and " if data.dev is not None else ""
     length = f"{train.stop_epoch or train.epochs:,} epochs" if train.epochs else f"{train.steps:,} steps"
     print(f"recipe {settings.run.recipe}: {len(data.train):,} training, {dev}{len(data.test):,} test examples; "
           f"{length}; seeds {settings.run.seed} to {settings.run.seed + settings.run.seeds - 1}")
-    print(f"run folder: papermill_runs/{run.folder.name}")
-    if data.train.clean_y is not None: changed_labels(data.train).to_csv(run.folder / "changed_labels.csv", index=False)
+    print(f"run folder: papermill_runs/{run.folder.name}; {backend.device.type}, {c.devices} device{'s' * (c.devices > 1)}")
+    if c.main and data.train.clean_y is not None: changed_labels(data.train).to_csv(run.folder / "changed_labels.csv", index=False)
+    Preemption.stopped = False
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, _stop_at_once)
     return run
+
+def _stop_at_once(*_) -> None:
+    "What SIGTERM does outside of `fit`; a second one on the way out does nothing."
+    if Preemption.stopped: return
+    Preemption.stopped = True
+    print("stopped by SIGTERM between two trainings; the same command goes on from there", flush=True)
+    raise SystemExit(0)
 
 # %% ../nbs/11_runs.ipynb #349c99cb
 def record(
@@ -190,18 +211,21 @@ def results(
                      "diff_std": float("nan")} | paired | g.drop(columns=["method", "seed", "accuracy", "n"], errors="ignore").mean().to_dict())
     return pd.DataFrame(rows)
 
-# %% ../nbs/11_runs.ipynb #9e3d8772
+# %% ../nbs/11_runs.ipynb #45265813
 def finish(run: Run, records: list) -> pd.DataFrame:
     "Write result.json and the joined tables; returns the result table. The folder is let go."
+    if run.collectives.main: _write_results(run, records)
+    run.collectives.agree(None)   # the other processes wait for the files
+    return results(records)
+
+def _write_results(run: Run, records: list) -> None:
     for name in ("metrics", "examples"):
         parts = [pd.read_parquet(run.folder / f"{r['method']}-{r['seed']}" / f"{name}.parquet")
                  .assign(method=r["method"], seed=r["seed"]) for r in records]
         write_frame(pd.concat(parts, ignore_index=True), run.folder / f"{name}.parquet")
-    table = results(records)
     columns = {m: g.drop(columns="method").to_dict("list") | {"n": len(g)} for m, g in pd.DataFrame(records).groupby("method", sort=False)}
     write_atomic(run.folder / "result.json", json.dumps({"methods": columns}, indent=1).encode())
     run.close()
-    return table
 
 def read_results(folder) -> pd.DataFrame:
     "The result table of a finished run folder."
@@ -256,22 +280,50 @@ def wants_run_folder(argv: list) -> bool:
     ours = notebook.match("run_*.ipynb") and notebook.resolve().parent == project_root() / "nbs"
     return bool(ours and not params.get("output_path") and not params.get("help_notebook"))
 
-# %% ../nbs/11_runs.ipynb #760d055b
+# %% ../nbs/11_runs.ipynb #81349fff
+def _kernels() -> list:
+    "Process ids of the notebook kernels that this process has started."
+    def of(p):
+        try: return " ".join(p.cmdline())
+        except psutil.Error: return ""   # ended meanwhile
+    return [p.pid for p in psutil.Process().children() if "ipykernel" in of(p)]
+
+@contextmanager
+def _sigterm_goes_to_kernels():
+    "Inside the block SIGTERM is passed on to the kernels, which end by themselves; without a kernel the process ends."
+    def pass_on(signum, _):
+        kernels = _kernels()
+        for pid in kernels: os.kill(pid, signum)
+        if not kernels: raise SystemExit(128 + signum)
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
+# %% ../nbs/11_runs.ipynb #2d19c0c0
 def papermill_main(argv: list | None = None) -> int:
     "The papermill command of the project's environment; returns the exit status."
     from papermill.cli import papermill
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not wants_run_folder(argv): return papermill.main(argv, prog_name="papermill")
-    waiting = project_root() / "papermill_runs" / f".waiting-{os.getpid()}.ipynb"
-    waiting.parent.mkdir(exist_ok=True)
-    waiting.unlink(missing_ok=True)   # a killed command of the same process number left its link
-    os.environ["DATASEL_NOTEBOOK"] = str(waiting)
-    os.environ.setdefault("DATASEL_LOG_SECONDS", "5")
-    if not any(a in argv for a in ("--log-output", "--no-log-output", "--progress-bar", "--no-progress-bar")): argv.append("--log-output")
-    try: return _run_notebook(papermill, [*argv, str(waiting)], waiting)
-    finally: waiting.unlink(missing_ok=True)
+    with _sigterm_goes_to_kernels():
+        if int(os.environ.get("RANK", 0)): return papermill.main(_unkept(papermill, argv), prog_name="papermill")
+        if not wants_run_folder(argv): return papermill.main(argv, prog_name="papermill")
+        waiting = project_root() / "papermill_runs" / f".waiting-{os.getpid()}.ipynb"
+        waiting.parent.mkdir(exist_ok=True)
+        waiting.unlink(missing_ok=True)   # a killed command of the same process number left its link
+        os.environ["DATASEL_NOTEBOOK"] = str(waiting)
+        os.environ.setdefault("DATASEL_LOG_SECONDS", "5")
+        if not any(a in argv for a in ("--log-output", "--no-log-output", "--progress-bar", "--no-progress-bar")): argv.append("--log-output")
+        try: return _run_notebook(papermill, [*argv, str(waiting)], waiting)
+        finally: waiting.unlink(missing_ok=True)
 
-# %% ../nbs/11_runs.ipynb #c05c1bca
+# %% ../nbs/11_runs.ipynb #72bef4b5
+def _unkept(papermill, argv: list) -> list:
+    "The command of a process that is not torchrun's first: the same, but its notebook is not kept."
+    given = papermill.make_context("papermill", list(argv), resilient_parsing=True).params.get("output_path")
+    out = Path(tempfile.gettempdir()) / f"datasel-{os.getpid()}.ipynb"
+    atexit.register(out.unlink, missing_ok=True)
+    return [*(a for a in argv if a != given), str(out), "--no-progress-bar"]
+
 def _run_notebook(papermill, argv: list, waiting: Path) -> int:
     import click
     from papermill.exceptions import PapermillExecutionError

@@ -104,7 +104,9 @@ class Torchrun(Eager):
         super().fence()
         dist.barrier()
 
-    def any(self, flag): return bool(self.collectives.sum(torch.tensor([float(flag)], device=self.device))[0])
+    def anywhere(self, flag):
+        self.asked = getattr(self, "asked", 0) + 1   # every tenth time: a collective call in each step would cost
+        return self.asked % 10 == 0 and bool(self.collectives.sum(torch.tensor([float(flag)], device=self.device))[0])
 
     @contextmanager
     def own_random_state(self, seed):
@@ -173,17 +175,16 @@ class XLA(Eager):
         self.torch_xla = import_xla()
         asked = os.environ["PJRT_DEVICE"]
         import torch_xla.core.xla_model as xm
+        import torch_xla.runtime as xr
         try: self.collectives, self.device = Mesh(self.torch_xla), self.torch_xla.device()
-        except RuntimeError as e: raise ValueError(f"PJRT_DEVICE = {asked!r}: no such device here ({str(e).splitlines()[0]}); CPU always works") from None
-        self.xm, tpu = xm, asked == "TPU"
+        except (RuntimeError, OSError) as e: raise ValueError(f"PJRT_DEVICE = {asked!r}: no such device here ({str(e).splitlines()[0]}); CPU always works") from None
+        torch.autograd.set_multithreading_enabled(False)   # else the order of the backward pass, and with it the graph, varies
+        self.xm, self.many, tpu = xm, xr.process_count() > 1, asked == "TPU"
         if tpu: self.torch_xla.backends.set_mat_mul_precision("highest")    # float32 rewards must be float32
         half = precision == "bfloat16" or (precision == "auto" and tpu)
         self.autocast = partial(torch.autocast, "xla", torch.bfloat16) if half else nullcontext
 
-    def wrap(self, step):
-        def train():
-            with torch.autograd.set_multithreading_enabled(False): step()   # else the graph differs from step to step
-        return self.torch_xla.compile(train, full_graph=True)
+    def wrap(self, step): return self.torch_xla.compile(step, full_graph=True)
 
     def adapt(self, module): return _exchange(module, AffineBatchNorm)
 
@@ -193,6 +194,15 @@ class XLA(Eager):
 
     def holds(self, nbytes):
         return os.environ["PJRT_DEVICE"] == "CPU" or nbytes <= self.xm.get_memory_info(self.device)["bytes_limit"] / 4
+
+    def anywhere(self, flag): return flag and not self.many   # several hosts would stop at different steps; they go on to the end
+
+    @contextmanager
+    def trace(self, folder):
+        import torch_xla.debug.profiler as xp
+        xp.start_trace(str(folder))
+        try: yield
+        finally: xp.stop_trace()
 
     def scalar(self, value): return torch.tensor([value]).to(self.device)   # a plain number would be a part of the graph
     def apply(self, optimizer, ok, lr): step_where(ok, optimizer, self.scalar(lr))

@@ -166,6 +166,27 @@ def resumed(start, killed, tmp_path_factory):
     command.end()
 
 
+@pytest.fixture(scope="module")
+def stopped(start, tmp_path_factory):
+    "The same settings under a third name, stopped by SIGTERM in two trainings and started again; only papermill gets it the second time."
+    name, commands = fresh("stopped"), []
+    for part, output in (("supervised", None), ("dds", tmp_path_factory.mktemp("stopped") / "mine.ipynb"), (None, tmp_path_factory.mktemp("ended") / "mine.ipynb")):
+        command = start(name=name, output=output, **TINY)
+        if part:
+            command.wait_for(f"{part}-0/checkpoints/checkpoints.json")
+            clock = time.monotonic()
+            if not output: os.kill(command.kernel().pid, signal.SIGTERM)    # as when a service manager signals every process
+            command.process.send_signal(signal.SIGTERM)
+        command.status, command.output = command.finish(), output or command.folder / "run.ipynb"
+        if part:
+            command.seconds, command.unfinished = time.monotonic() - clock, not (command.folder / "result.json").exists()
+            command.executed = code_cells(command.output)
+            command.steps = Checkpoints(command.folder / f"{part}-0/checkpoints").load()["step"]
+        commands.append(command)
+    yield commands
+    for c in commands: c.end()
+
+
 # The command
 
 @wrapped
@@ -288,6 +309,62 @@ def test_resumed_goes_on_instead_of_starting_anew(resumed):
     assert "supervised 0:" not in text and "uniform 0:" not in text    # they were finished before the last kill
     first = re.search(r"dds 0:.*?(\d+)/40", text)
     assert first and 10 <= int(first[1]) < 40
+
+
+# Stopped by SIGTERM, as a machine that is taken away does it
+
+@wrapped
+def test_sigterm_ends_the_notebook_without_failure(stopped):
+    for c in stopped[:2]:
+        assert c.status == 0 and c.seconds < 30 and c.unfinished, c.errors()[-3000:]
+        last = max(i for i, cell in enumerate(c.executed) if cell["execution_count"])
+        assert last < len(c.executed) - 1 and not any(cell["outputs"] for cell in c.executed[last + 1:])    # no later cell runs
+        assert f"stopped by SIGTERM at step {c.steps}; the same command goes on from there" in printed(c.executed[last])
+        errors = [(o["ename"], o["evalue"]) for cell in c.executed for o in cell["outputs"] if o["output_type"] == "error"]
+        assert errors == [("SystemExit", "0")] and any("data" in o for cell in c.executed for o in cell["outputs"])
+        assert not c.waiting.exists() and not c.waiting.is_symlink()
+    assert "stopped by SIGTERM" in stopped[0].errors() and f"run folder: {stopped[0].folder}" in stopped[0].text()
+
+
+@wrapped
+def test_stopped_equals_uninterrupted(whole, stopped):
+    assert stopped[2].status == 0 and (stopped[2].folder / "result.json").exists(), stopped[2].errors()[-3000:]
+    assert all(c["execution_count"] for c in code_cells(stopped[2].output))
+    for part in ("supervised-0", "uniform-0", "dds-0"):
+        a, b = (Checkpoints(c.folder / part / "checkpoints") for c in (whole, stopped[2]))
+        assert differences(a.load(), b.load()) == [], part
+        assert a.manifest["best"]["step"] == b.manifest["best"]["step"]
+    for name in ("metrics", "examples"):
+        a, b = (pd.read_parquet(c.folder / f"{name}.parquet").drop(columns="seconds", errors="ignore") for c in (whole, stopped[2]))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+@wrapped
+def test_sigterm_outside_of_a_training(start):
+    "In the charts of the data: nothing to save, and no failure."
+    command = start(name=fresh("charts"), **TINY)
+    command.wait_for("recipe.json")
+    time.sleep(0.3)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.finish(30) == 0, command.errors()[-3000:]
+    assert "stopped by SIGTERM between two trainings" in "".join(map(printed, code_cells(command.folder / "run.ipynb")))
+    assert not list(command.folder.glob("*-0/checkpoints/checkpoints.json"))
+
+
+@wrapped
+def test_sigterm_before_the_run_has_begun(start):
+    "While the notebook imports: the kernel ends at once, as without this project."
+    command = start(name=fresh("imports"), **TINY)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if command.kernel().cpu_times().user > 1: break
+        except (StopIteration, psutil.NoSuchProcess): pass
+        time.sleep(0.05)
+    assert not command.folder.exists()
+    command.process.send_signal(signal.SIGTERM)
+    assert command.finish(30) == 138, command.errors()[-3000:]             # papermill's status for a dead kernel
+    assert "Kernel died" in command.errors() and not command.folder.exists() and not command.waiting.exists()
 
 
 # Bad input

@@ -56,6 +56,16 @@ def test_a_run_written_and_read_back(tmp_path):
     assert (run.folder / "dds-0" / "tb").is_dir()
 
 
+def test_where_a_run_is_kept_may_change(tmp_path):
+    "The folder of a named run goes on with other checkpoints; not with another training."
+    def opened(**given):
+        settings = runs.resolve({"recipe": "quick", "name": "mine"} | given, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+        runs.open_run(settings, root=tmp_path).close()
+    opened()
+    opened(keep=5, save_every=7, checkpoint_dir="memory://elsewhere", device="cpu")
+    with pytest.raises(ValueError, match="another run; log_every = 9 here, 20 there"): opened(log_every=9)
+
+
 @pytest.mark.parametrize("name", ["../x", "/abs", ".", "..", "", "a/b", ".hidden"])
 def test_a_name_cannot_leave_the_folder_of_runs(name):
     with pytest.raises(ValueError, match="must be a plain folder name"): runs.RunRecipe(name=name)

@@ -5,10 +5,13 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +20,7 @@ import torch.nn.functional as F
 from datasel_wb.data import Augment, DataRecipe, Loader, load_data
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
-from datasel_wb.trainer import Checkpoints, Eager, Recipe, Training, fit, saved_model, step_where
+from datasel_wb.trainer import Checkpoints, Eager, Recipe, Training, fit, saved_model, snapshot, step_where
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=7, eval_every=20, save_every=15)
 
@@ -90,10 +93,26 @@ def weights(folder):
     return [t for part in ("model", "ema", "selector") for t in parts[part].values() if isinstance(t, torch.Tensor)]
 
 
-def test_killed_three_times_equals_uninterrupted(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "Folder of the script's training, uninterrupted."
+    folder = tmp_path_factory.mktemp("whole")
+    assert start(folder).wait() == 0
+    return folder
+
+
+def assert_equal_trainings(whole, other):
+    "In weights, records and the choice of the best, but for the clock."
+    assert same(weights(whole), weights(other))
+    a, b = (Checkpoints(f / "checkpoints", write=False).manifest for f in (whole, other))
+    assert a["best"]["step"] == b["best"]["step"]
+    for name in ("metrics", "examples"):
+        a, b = (pd.read_parquet(f / f"{name}.parquet").drop(columns="seconds", errors="ignore") for f in (whole, other))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+def test_killed_three_times_equals_uninterrupted(whole, tmp_path):
     "kill -9 at random moments of a DDS run with dropout and augmentation; the same call goes on each time."
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0
     kills, rng = 0, random.Random(time.time_ns())
     while True:
         process = start(tmp_path / "killed")
@@ -106,26 +125,265 @@ def test_killed_three_times_equals_uninterrupted(tmp_path):
         assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
         kills += 1
     assert process.wait() == 0
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
-    for name in ("metrics", "examples"):
-        a, b = (pd.read_parquet(tmp_path / f / f"{name}.parquet").drop(columns="seconds", errors="ignore") for f in ("whole", "killed"))
-        pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert_equal_trainings(whole, tmp_path / "killed")
 
 
-def test_full_disk_leaves_the_previous_checkpoint(tmp_path, digits):
+@pytest.fixture
+def small_files():
     "A real write failure: the process may not write files larger than a limit."
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("notice", ["wait", "save", "load"])
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path, digits, small_files, notice):
     training = Training(RECIPE, digits)
     saved = Checkpoints(tmp_path)
     saved.save({"step": 1, "w": torch.ones(3)}, 1)
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old[1]))
-    try:
-        with pytest.raises(OSError, match="cannot save step-00000002.pt .*what was saved before is intact"):
-            saved.save(training.state() | {"big": torch.zeros(100_000)}, 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    saved.wait()
+    small_files()
+    saved.save(training.state() | {"big": torch.zeros(100_000)}, 2)           # returns: the writing goes on behind it
+    with pytest.raises(OSError, match="cannot save step-00000002.pt .*what was saved before is intact"):
+        saved.save({"step": 3}, 3) if notice == "save" else getattr(saved, notice)()
     assert not list(tmp_path.glob("*.tmp"))
     assert Checkpoints(tmp_path).load()["step"] == 1
+    saved.save({"step": 4}, 4)                                                # said once; the next one may go well
+    saved.wait()
+    assert Checkpoints(tmp_path).load()["step"] == 4
+
+
+def test_full_disk_at_the_end_of_a_fit(tmp_path, digits, small_files, monkeypatch):
+    "The last checkpoint is written after the last step: its error must come all the same, and hide no other one."
+    monkeypatch.setattr("datasel_wb.trainer.MetricLog.save", lambda self: None)
+    fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "whole")         # what the loop loads lazily is there
+    small_files()
+    with pytest.raises(OSError, match="cannot save step-00000015.pt"): fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "full")
+    assert not (tmp_path / "full" / "examples.parquet").exists()
+    step = Training.step
+    def failing(self):
+        if self.steps_done == 16: raise ZeroDivisionError
+        step(self)
+    monkeypatch.setattr(Training, "step", failing)
+    with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match="cannot save step-00000015.pt"):
+        fit(RECIPE, digits, folder=tmp_path / "both")
+
+
+def test_the_state_is_that_of_the_call(tmp_path, monkeypatch):
+    "Training goes on while the file is written; `save` waits only for the write before."
+    goes_on, written = threading.Event(), torch.save
+    def slow(*a):
+        assert goes_on.wait(20)
+        written(*a)
+    monkeypatch.setattr(torch, "save", slow)
+    saved, w, counts = Checkpoints(tmp_path), torch.zeros(1000), {"seen": [1]}
+    saved.save({"step": 1, "parts": {"w": w, "views": [w[:3], (w[3:],)]}, "counts": counts}, 1)
+    w += 1
+    counts["seen"].append(2)
+    assert not list(tmp_path.iterdir())
+    goes_on.set()
+    saved.wait()
+    state = Checkpoints(tmp_path).load()
+    assert not state["parts"]["w"].any() and not state["parts"]["views"][0].any() and state["counts"] == {"seen": [1]}
+    assert isinstance(state["parts"]["views"][1], tuple)
+
+
+def test_a_snapshot_keeps_what_a_state_dict_carries():
+    state = torch.nn.BatchNorm1d(2).state_dict()
+    copied = snapshot(state)
+    assert type(copied) is type(state) and copied._metadata == state._metadata and list(copied) == list(state)
+    assert all(a.data_ptr() != b.data_ptr() and torch.equal(a, b) for a, b in zip(state.values(), copied.values()))
+
+
+SAVES = """
+import sys, torch
+from datasel_wb.trainer import Checkpoints
+saved = Checkpoints(sys.argv[1])
+step = (saved.load() or {"step": 0})["step"]
+print("ready", flush=True)
+while True:
+    step += 1
+    saved.save({"step": step, "w": torch.full((500_000,), float(step))}, step, best=step % 7 == 0)
+"""
+
+
+def test_killed_while_writing(tmp_path):
+    "kill -9 at random moments of saves that follow one another: what the manifest names is always intact."
+    rng, reached = random.Random(time.time_ns()), 0
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1 + rng.uniform(0, 0.15))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        saved = Checkpoints(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")                                    # none is damaged
+            state = saved.load()
+        assert state["step"] > reached and (state["w"] == state["step"]).all()
+        reached = state["step"]
+        for entry in [*saved.manifest["saved"], *filter(None, [saved.manifest.get("best")])]:
+            assert (saved.read(entry)["w"] == entry["step"]).all()
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_how_many_are_kept(tmp_path, where):
+    "The last `keep` and the best; the rest, and what a kill left half done, is removed."
+    folder = str(tmp_path) if where == "disk" else f"memory://kept/{tmp_path.name}"
+    fs, path = fsspec.core.url_to_fs(folder)
+    def files(): return sorted(Path(p).name for p in fs.ls(path, detail=False))
+    saved = Checkpoints(folder, keep=3)
+    for step in range(1, 8):
+        if step == 5: fs.pipe_file(f"{path}/step-00000099.pt.tmp", b"half a checkpo")
+        saved.save({"step": step}, step, best=step == 2)
+    saved.wait()
+    assert files() == ["checkpoints.json", *(f"step-0000000{n}.pt" for n in (2, 5, 6, 7))]
+    assert [e["step"] for e in saved.manifest["saved"]] == [5, 6, 7] and saved.manifest["best"]["step"] == 2
+    for n, then in ((7, 6), (6, 5)):
+        fs.pipe_file(f"{path}/step-0000000{n}.pt", b"damaged")
+        with pytest.warns(UserWarning, match=f"step-0000000{n}.pt is damaged.*going on from the previous one, step {then}"):
+            assert Checkpoints(folder).load()["step"] == then
+    again = Checkpoints(folder, keep=2)
+    again.save({"step": 6}, 6)                                                # the training went back to step 5
+    again.wait()
+    assert [e["step"] for e in Checkpoints(folder).manifest["saved"]] == [5, 6] and Checkpoints(folder).load()["step"] == 6
+    assert again.read(again.manifest["best"])["step"] == 2
+
+
+def test_the_best_saved_again_at_its_step(tmp_path):
+    "After a resume from before it; the entry must fit the new file."
+    saved = Checkpoints(tmp_path)
+    for seconds in (1.0, 2.0): saved.save({"step": 1, "seconds": seconds}, 1, best=seconds == 1.0)
+    saved.wait()
+    assert saved.read(saved.manifest["best"])["seconds"] == 2.0 and len(saved.manifest["saved"]) == 1
+
+
+def test_checkpoints_of_an_earlier_version_are_refused(tmp_path):
+    (tmp_path / "checkpoints.json").write_text('{"last": {"file": "step-1.pt", "step": 1}}')
+    with pytest.raises(ValueError, match=f"{tmp_path}: holds checkpoints of an earlier version"): Checkpoints(tmp_path)
+
+
+def unwritable(tmp_path):
+    "Addresses where nothing can be written, and what is said."
+    (tmp_path / "file").write_text("in the way")
+    yield str(tmp_path / "file" / "below"), "checkpoints cannot be written there"
+    yield "nonsense://bucket/run", "cannot be opened .*nonsense"
+    yield "https://localhost:9/run", "checkpoints cannot be written there|cannot be opened"
+    if os.geteuid():   # root may write everywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        yield str(tmp_path / "closed"), "checkpoints cannot be written there .*denied"
+
+
+def test_an_unwritable_folder_is_refused_before_training(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(Training, "step", lambda self: pytest.fail("it trains"))
+    for folder, said in unwritable(tmp_path):
+        with pytest.raises(ValueError, match=said) as e: Checkpoints(folder)
+        assert str(e.value).startswith(f"{folder}: ")
+        with pytest.raises(ValueError, match=said): fit(replace(RECIPE, checkpoint_dir=folder), digits, folder=tmp_path / "run" / "a-0")
+
+
+def test_checkpoints_elsewhere(tmp_path, digits):
+    "Under the names of run and training, in a store that is no folder; a fit that was stopped goes on from there."
+    root = f"memory://elsewhere/{tmp_path.name}"
+    recipe = replace(RECIPE, checkpoint_dir=root, dropout=0.1)
+    whole = fit(replace(recipe, checkpoint_dir=None), digits)
+    def power_cut(*a): raise KeyboardInterrupt
+    class Cut(Eager):
+        calls = 0
+        def apply(self, *a):
+            Cut.calls += 1
+            if Cut.calls == 40: power_cut()
+            super().apply(*a)
+    with pytest.raises(KeyboardInterrupt): fit(recipe, digits, folder=tmp_path / "x" / "dds-0", backend=Cut())
+    assert Checkpoints(f"{root}/x/dds-0").load()["step"] == 30
+    resumed = fit(recipe, digits, folder=tmp_path / "x" / "dds-0")
+    assert same(whole.model.parameters(), resumed.model.parameters())
+    assert Checkpoints(f"{root}/x/dds-0").load()["step"] == 60
+    assert not (tmp_path / "x" / "dds-0" / "checkpoints").exists()
+    fit(replace(recipe, checkpoint_dir=str(tmp_path / "disk")), digits, folder=tmp_path / "x" / "dds-1")
+    assert (tmp_path / "disk" / "x" / "dds-1" / "checkpoints.json").exists()
+
+
+def test_where_and_how_it_is_kept_may_change(tmp_path, digits):
+    fit(replace(RECIPE, epochs=4, stop_epoch=3), digits, folder=tmp_path)
+    again = fit(replace(RECIPE, epochs=4, stop_epoch=3, keep=5, save_every=7, device="cpu"), digits, folder=tmp_path)
+    assert again.done and Checkpoints(tmp_path / "checkpoints").load()["step"] == again.steps_done
+    with pytest.raises(ValueError, match="another training; log_every: 7 there, 9 here"):
+        fit(replace(RECIPE, epochs=4, stop_epoch=3, log_every=9), digits, folder=tmp_path)
+
+
+def test_sigterm_saves_and_the_same_call_goes_on(whole, tmp_path):
+    "As a machine that is taken away does it, at two random moments of the script above; status 0 each time."
+    steps, rng = [], random.Random(time.time_ns())
+    for _ in range(2):
+        process = start(tmp_path / "stopped")
+        checkpoints = tmp_path / "stopped" / "checkpoints"
+        def manifest(): return (checkpoints / "checkpoints.json").read_text() if (checkpoints / "checkpoints.json").exists() else ""
+        before = manifest()
+        while process.poll() is None and manifest() == before: time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        clock = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out = process.communicate(timeout=30)[0]
+        assert process.returncode == 0 and time.monotonic() - clock < 10
+        steps.append(Checkpoints(checkpoints).load()["step"])
+        assert f"stopped by SIGTERM at step {steps[-1]}; the same command goes on from there" in out
+        assert not (tmp_path / "stopped" / "examples.parquet").exists()
+    assert 12 <= steps[0] < steps[1] < 240
+    process = start(tmp_path / "stopped")
+    assert process.wait() == 0
+    assert_equal_trainings(whole, tmp_path / "stopped")
+
+
+class Terminated(Eager):
+    "SIGTERM comes in the middle of a step."
+    def __init__(self, at): self.calls, self.at = 0, at; super().__init__("cpu")
+    def apply(self, *a):
+        self.calls += 1
+        if self.calls == self.at: os.kill(os.getpid(), signal.SIGTERM)
+        super().apply(*a)
+
+
+def test_sigterm_without_a_folder(digits, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end: fit(RECIPE, digits, backend=Terminated(at=11))
+    assert end.value.code == 0 and signal.getsignal(signal.SIGTERM) is before
+    assert "stopped by SIGTERM at step 11; nothing was saved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", [10, 15, 25, 60])
+def test_sigterm_and_the_calendar(tmp_path, digits, at, monkeypatch):
+    "Where nothing is due, a save is due, an evaluation was not yet saved, and in the last step: the same end, the same best."
+    monkeypatch.setattr(Training, "evaluate", lambda self: {"dev": {"top1": 100.0 - self.steps_done}})   # best at step 20, saved at 30
+    with pytest.raises(SystemExit) as end: fit(RECIPE, digits, folder=tmp_path, backend=Terminated(at))
+    assert end.value.code == 0 and Checkpoints(tmp_path / "checkpoints").load()["step"] == at
+    whole, resumed = fit(RECIPE, digits, folder=tmp_path / "whole"), fit(RECIPE, digits, folder=tmp_path)
+    assert same(whole.model.parameters(), resumed.model.parameters()) and whole.best == resumed.best == 80
+    pd.testing.assert_frame_equal(*(t.log.frame().drop(columns="seconds") for t in (whole, resumed)))
+    a, b = (Checkpoints(f / "checkpoints").manifest for f in (tmp_path / "whole", tmp_path))
+    assert a["best"]["step"] == b["best"]["step"] == 30 and [e["step"] for e in a["saved"]] == [e["step"] for e in b["saved"]] == [45, 60]
+
+
+def test_sigterm_in_another_process_of_the_run(tmp_path, digits, capsys):
+    "The flag is asked for in one place, which a backend over several processes overrides."
+    class Told(Eager):
+        calls = 0
+        def anywhere(self, here):
+            assert here is False
+            self.calls += 1
+            return self.calls == 22
+    with pytest.raises(SystemExit) as end: fit(RECIPE, digits, folder=tmp_path, backend=Told("cpu"))
+    assert end.value.code == 0 and Checkpoints(tmp_path / "checkpoints").load()["step"] == 22
+
+
+def test_fit_in_another_thread(digits):
+    "Python sets handlers in the main thread only; a fit elsewhere trains all the same."
+    done = []
+    thread = threading.Thread(target=lambda: done.append(fit(replace(RECIPE, steps=10), digits).steps_done))
+    thread.start()
+    thread.join()
+    assert done == [10]
 
 
 def test_truncated_checkpoint_falls_back_and_says_so(tmp_path, digits):
@@ -205,7 +463,9 @@ def test_dds_under_bfloat16_autocast_is_resumable(tmp_path, digits):
     half = Training(recipe, digits, make())
     with half.backend.own_random_state(0):
         for _ in range(30): half.step()
-    Checkpoints(tmp_path / "checkpoints").save(half.state(), 30)
+    saved = Checkpoints(tmp_path / "checkpoints")
+    saved.save(half.state(), 30)
+    saved.wait()
     resumed = fit(recipe, digits, make(), folder=tmp_path)
     assert same(whole.model.parameters(), resumed.model.parameters()) and same(whole.selector.scorer.parameters(), resumed.selector.scorer.parameters())
 
