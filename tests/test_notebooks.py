@@ -132,6 +132,16 @@ def test_dynams(execute):
     assert "spearman" in agreement
 
 
+def test_dds_on_xla(execute):
+    "The whole notebook on XLA's CPU runtime; compilations end with the first evaluation."
+    pytest.importorskip("torch_xla")
+    folder, notebook = execute("run_dds", device="xla", steps=60, warmup_steps=10, scorer_steps=40, seeds=1, eval_every=20, log_every=10)
+    assert trained(folder) == ["uniform", "dev-only", "dds"] and charts(notebook) >= 5
+    metrics = pd.read_parquet(folder / "dds-0" / "metrics.parquet")
+    compiles = metrics[metrics.name == "xla/compiles"].set_index("step").value
+    assert compiles[60] == compiles[30] and runs.read_results(folder)["mean"].min() > 50
+
+
 @pytest.mark.parametrize("name, given, text", [
     ("run_compare", dict(methods="forgeting"), "did you mean 'forgetting'"),
     ("run_compare", dict(dev_size=0), "batchweight: BatchWeight needs dev_batch"),

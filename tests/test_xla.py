@@ -1,4 +1,5 @@
 """XLA on its CPU runtime: one graph per step, no reads between logs, the numbers of eager PyTorch, one or several devices, resume."""
+import copy
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from datasel_wb.core import align
+from datasel_wb.data import Augment
 from datasel_wb.selectors import Task
 from datasel_wb.trainer import Checkpoints, Recipe, Training, evaluate
 from methods import DATA, METHODS
@@ -61,6 +63,30 @@ def test_learning_rates_0_and_1_do_not_compile(monkeypatch):
         if lr == 0.3: compiled = training.backend.counters()["xla/compiles"]
         if lr == 0.0: assert all(torch.equal(p.cpu(), q.cpu()) for p, q in zip(before, training.model.parameters()))
     assert training.backend.counters()["xla/compiles"] <= compiled + 2   # the clones of this test
+
+
+def test_data_on_the_host_or_on_the_device():
+    "Batches sent ahead from the host are those gathered on the device; the records, history included, are those of eager PyTorch."
+    augment = Augment(crop=1, cutout=2, mean=DATA.train.mean, std=DATA.train.std)
+    where = {f: Training(replace(RECIPE, device="cpu" if f == "eager" else "xla", feeding="auto" if f == "eager" else f, history=2),
+                         DATA, augment=augment) for f in ("eager", "device", "host")}
+    assert where["host"].loader.examples.x.device.type == "cpu" and where["device"].loader.examples.x.device.type == "xla"
+    for t in where.values():
+        for _ in range(20): t.step()
+    for name in ("device", "host"):
+        a, b = where["eager"], where[name]
+        for p, q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(q.cpu(), p, rtol=0, atol=1e-6)
+        torch.testing.assert_close(b.dynamics.rows.cpu(), a.dynamics.rows, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(b.dynamics.history("loss").cpu(), a.dynamics.history("loss"), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 1000])
+def test_evaluation_counts_every_example_once(batch_size):
+    "The last batch is filled up to one shape; 1,047 examples in batches of 7 and of 64 leave 3 and 23."
+    model, backend = RECIPE.build(DATA.train, 3), XLA()
+    plain = evaluate(model, DATA.train, batch_size=batch_size)
+    there = evaluate(backend.adapt(copy.deepcopy(model).to(backend.device)), DATA.train, None, batch_size, backend.device, backend.collectives)
+    assert there["top1"] == plain["top1"] and there["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -1,11 +1,13 @@
-"""What every process of tests/test_torchrun.py does: train each method in float64 and save what came out."""
+"""What every process of tests/test_torchrun.py does, in float64: train each method and save what came out, or a training in a folder."""
 import sys
+from dataclasses import replace
 
 import torch
 
 from datasel_wb import tpu_trainer  # noqa: F401, has the engine for torchrun
 from datasel_wb.data import Augment
-from datasel_wb.trainer import Recipe, Training
+from datasel_wb.selectors import Uniform
+from datasel_wb.trainer import Recipe, Training, fit
 from methods import DATA, METHODS
 
 torch.set_default_dtype(torch.float64)
@@ -15,13 +17,32 @@ augment = Augment(crop=1, cutout=2, mean=DATA.train.mean, std=DATA.train.std)
 
 def trained(method):
     "Weights, averages, records and the method's state after three epochs; the accuracy."
-    model = RECIPE.build(DATA.train).double()
     selector = METHODS[method]().double()
-    training = Training(RECIPE, DATA, selector, augment=augment, model=model)
+    training = Training(RECIPE, DATA, selector, augment=augment, model=RECIPE.build(DATA.train).double())
     while not training.done: training.step()
     state = {f"{k}/{n}": t for k in ("model", "ema", "selector") for n, t in getattr(training, k).state_dict().items() if isinstance(t, torch.Tensor)}
     return state | {"rows": training.dynamics.rows, "scores": training.opinions(), "results": training.evaluate(), "passes": selector.task.passes}
 
 
-done = {m: trained(m) for m in sys.argv[2:] or METHODS}
-if training_is_first := not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0: torch.save(done, sys.argv[1])
+def each(out):
+    done = {m: trained(m) for m in METHODS}
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0: torch.save(done, out)
+
+
+class Local(Uniform):
+    "A method whose state differs between processes."
+    per_process = True
+
+
+def whole(folder, method="dds"):
+    "Train 240 steps from the newest checkpoint on; checkpoints every 20."
+    recipe = replace(RECIPE, epochs=0, steps=240, save_every=20, log_every=50, eval_every=120, dropout=0.0)
+    selector = (Local() if method == "local" else METHODS[method]()).double()
+    fit(recipe, DATA, selector, folder=folder, augment=augment, model=RECIPE.build(DATA.train).double())
+
+
+def batch(size):
+    Training(replace(RECIPE, batch_size=int(size)), DATA)
+
+
+{"each": each, "whole": whole, "batch": batch}[sys.argv[1]](*sys.argv[2:])
