@@ -110,6 +110,16 @@ def test_rewards_of_a_trained_net_against_float64(precision):
     assert error <= 5e-3
 
 
+def test_a_step_in_bfloat16():
+    "Half-precision logits, losses and scorer in float32, and the method learns."
+    training = Training(replace(RECIPE, device="xla", precision="bfloat16"), DATA, METHODS["dds, input alone"]())
+    head = training.selector.scorer.head.weight.cpu().clone()
+    for _ in range(4): training.step()
+    assert training.selector.seen.logits.dtype == torch.bfloat16 and training.selector.seen.losses.dtype == torch.float32
+    assert training.skips.tolist() == [0, 0, 0] and not torch.equal(head, training.selector.scorer.head.weight.cpu())
+    assert training.selector.scorer.head.weight.dtype == torch.float32
+
+
 def job(devices, **task):
     "Start tests/xla_job.py with so many virtual devices."
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices)}
