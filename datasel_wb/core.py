@@ -110,7 +110,7 @@ class Collectives:
     rank, world = 0, 1   # this process, and how many there are
     devices = 1          # that a batch is split over
     main = True          # whether this process writes the files
-    fixed = False        # whether all batches of an evaluation must have one shape
+    fixed = False        # an engine of tpu_trainer: all batches of an evaluation have one shape
 
     def part(self, t: Tensor, dim: int = 0) -> Tensor:
         "This process's part, along `dim`, of what every process holds alike."
@@ -128,9 +128,9 @@ class Collectives:
     def rows(self, *values: Tensor) -> tuple:
         "Per-example values (ids among them) of all processes, for tables indexed by id; each [world * B]."
         return values
-    def agree(self, ids: Tensor | None) -> Tensor | None:
-        "The first process's ids, in all of them."
-        return ids
+    def agree(self, value):
+        "The first process's value, in all of them; they wait for it."
+        return value
     def count(self, t: Tensor) -> int:
         "Examples in the global batch, from a tensor with one row per example of this part."
         return len(t) * self.world

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OPS', 'IMAGE_FILES', 'NOISE', 'STATS', 'IMAGENET_STATS', 'DATASETS', 'Split', 'Examples', 'pick_pixels', 'flip_crop',
-           'warp', 'randaugment', 'cutout', 'Augment', 'ahead', 'fetch', 'feed', 'Loader', 'eval_batches', 'list_tree',
-           'read_image', 'crop_window', 'load_image', 'load_images', 'FolderExamples', 'flip_labels', 'swap_images',
-           'thin_classes', 'noise_pixels', 'permute_pixels', 'changed_labels', 'apply_changes', 'pixel_stats',
-           'load_digits_splits', 'DataRecipe', 'load_tree', 'Splits', 'load_data', 'make_augment']
+           'warp', 'randaugment', 'cutout', 'Augment', 'ahead', 'check_batch', 'fetch', 'feed', 'Loader',
+           'eval_batches', 'list_tree', 'read_image', 'crop_window', 'load_image', 'load_images', 'FolderExamples',
+           'flip_labels', 'swap_images', 'thin_classes', 'noise_pixels', 'permute_pixels', 'changed_labels',
+           'apply_changes', 'pixel_stats', 'load_digits_splits', 'DataRecipe', 'load_tree', 'Splits', 'load_data',
+           'make_augment']
 
 # %% ../nbs/01_data.ipynb #b55d0320
 import copy
@@ -313,6 +314,11 @@ def ahead(items: Iterator) -> Iterator:
             coming = pool.submit(next, items, end)
             yield item
 
+def check_batch(batch_size: int, n: int, devices: int = 1) -> None:
+    "`ValueError` unless n examples make a batch that the devices can share."
+    if not 1 <= batch_size <= n: raise ValueError(f"batch_size = {batch_size}: must lie in 1..{n}, the number of ids")
+    if batch_size % devices: raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {devices} devices")
+
 def fetch(examples: Split, ids: Tensor, device, collectives: Collectives) -> Batch:
     "The raw examples `ids` [B] on `device`: looked up there when the split lies there, else sent."
     device = torch.device(device)
@@ -333,24 +339,22 @@ def feed(
         return (fetch(examples, row, device, collectives) for row in rows)
     raw = examples.stream(rows, workers, crops, device.type == "cuda")
     sent = (Batch(*(collectives.place(t, device) for t in batch)) for batch in raw)
-    return sent if workers else ahead(sent)
+    return sent if workers and examples.nbytes is None else ahead(sent)   # workers decode ahead by themselves
 
-# %% ../nbs/01_data.ipynb #cf905257
+# %% ../nbs/01_data.ipynb #ac732f5e
 class Loader:
     "Shuffled batches of an epoch; resumes bit for bit."
     def __init__(self,
-        examples: Split,     # taken to `device` whole, if held in memory
+        examples: Split,
         batch_size: int,     # over all devices
         augment=None,        # (x, generator, collectives) -> x; raw examples when None
         seed: int = 0,       # of the order and of the augmentation
         device="cpu",
         workers: int = 0,    # processes that decode, for a split streamed from a folder
-        resident: bool = True,  # False: the split stays on the host and batches are sent ahead
+        resident: bool = True,  # a split held in memory lies on `device`; False: on the host, and batches are sent ahead
         collectives: Collectives = Collectives(),
     ):
-        if not 1 <= batch_size <= len(examples):
-            raise ValueError(f"batch_size = {batch_size}: must lie in 1..{len(examples)}, the number of ids")
-        if batch_size % collectives.devices: raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {collectives.devices} devices")
+        check_batch(batch_size, len(examples), collectives.devices)
         self.examples = examples.to(device) if resident and examples.nbytes is not None else examples
         self.batch_size, self.augment, self.collectives = batch_size, augment, collectives
         self.seed, self.device, self.workers = seed, torch.device(device), workers

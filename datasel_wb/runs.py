@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 import datasel_wb
 from . import tpu_trainer   # its engines for XLA and torchrun
 from .core import Collectives, check_settings, setting, suggest
-from .data import Loader, Splits, changed_labels
+from .data import Splits, changed_labels, check_batch
 from .trainer import PLACE, Preemption, Training, make_backend, write_atomic, write_frame
 
 # %% ../nbs/11_runs.ipynb #8326e44f
@@ -135,7 +135,7 @@ def open_run(
     name = flat.pop("name")
     if name: folder = root / name
     else:
-        digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:6]
+        digest = hashlib.sha256(json.dumps({k: v for k, v in flat.items() if k not in PLACE}, sort_keys=True).encode()).hexdigest()[:6]
         names = (f"{prefix}{settings.run.recipe}-{digest}" + (f"-{i}" if i > 1 else "") for i in range(1, 10_000))
         folder = next(root / n for n in names if not (root / n / "result.json").exists())
     run = Run(collectives.agree(folder), flat, collectives)
@@ -161,7 +161,7 @@ def begin(settings: SimpleNamespace, data: Splits, prefix: str = "", root=None) 
     "Open the run folder of a notebook's settings and describe the run. `ValueError` when device or batch cannot be."
     train, backend = settings.train, make_backend(settings.train)
     c = backend.collectives
-    Loader(data.train, train.batch_size, resident=False, collectives=c)
+    check_batch(train.batch_size, len(data.train), c.devices)
     run = open_run(settings, prefix, root, c)
     dev = f"{len(data.dev):,} dev and " if data.dev is not None else ""
     length = f"{train.stop_epoch or train.epochs:,} epochs" if train.epochs else f"{train.steps:,} steps"

@@ -42,6 +42,7 @@ class Task:
         loss_fn=per_example_loss,   # (logits [B, C], y [B]) -> [B]
         autocast=nullcontext,    # a context for the dev pass, e.g. bfloat16
         collectives=None,        # the global view of a batch
+        workers: int = 0,        # processes that decode, for splits on disk
     ):
         self.model, self.train, self.steps, self.epochs = model, train, steps, epochs
         self.n = len(train) if n is None and train is not None else n
@@ -51,7 +52,7 @@ class Task:
         known = train if train is not None else dev
         self.prepare = prepare or (Augment(mean=known.mean, std=known.std) if known is not None else None)
         self.dev_batch_size, self.loss_fn, self.autocast = dev_batch_size, loss_fn, autocast
-        self.collectives, self.seed, self.passes = collectives or Collectives(), seed, 0
+        self.collectives, self.workers, self.seed, self.passes = collectives or Collectives(), workers, seed, 0
         self.dev_rng = seeded(seed, "dev")
 
     def params(self) -> dict:
@@ -84,7 +85,7 @@ class Task:
         self.passes += self.n
         with evaluating(self.model), torch.no_grad():
             parts = [self.gather(fn(b._replace(x=self.prepare(b.x))))
-                     for b in eval_batches(self.train, batch_size, device=self.device, collectives=self.collectives)]
+                     for b in eval_batches(self.train, batch_size, None, self.device, self.workers, self.collectives)]
         return torch.cat(parts)[:self.n]
 
     def gather(self, t: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def _settings(selector) -> dict:
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
     needs, suspicious, host, stored = (), (), (), False
-    per_process = False   # True: buffers differ between processes, so that a resume needs as many of them
+    one_process = ""   # why a method cannot run in several processes; its buffers must be equal in all, for one of them saves
 
     def __init__(self):
         super().__init__()
@@ -141,6 +142,8 @@ class Selector(nn.Module):
             raise ValueError(f"n_classes = {task.n_classes}: must be 2 or more, or there is nothing to learn")
         if task.train is not None and len(task.train) > 1 and (task.train.y == task.train.y[0]).all():
             raise ValueError(f"train.y = {int(task.train.y[0])} for all {len(task.train)} examples: must have 2 classes or more")
+        if self.one_process and task.collectives.world > 1:
+            raise ValueError(f"{type(self).__name__} = {task.collectives.world} processes: must be one, because {self.one_process}")
         if self.made_with is None: self.made_with = _settings(self)   # once, before `setup` adds to them
         self.task = task
         self.setup(task)

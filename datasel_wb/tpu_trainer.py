@@ -6,14 +6,13 @@
 __all__ = ['PARTS', 'CHIPS', 'FLOAT32', 'ProcessGroup', 'GlobalBatchNorm', 'Torchrun', 'AffineBatchNorm', 'import_xla', 'Mesh',
            'XLA', 'step_flops', 'Chips', 'projected_hours']
 
-# %% ../nbs/09_tpu_trainer.ipynb #db13103a
-import copy
-import math
+# %% ../nbs/09_tpu_trainer.ipynb #3e2f8501
 import os
-import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import Collectives
+from .core import Collectives, check, suggest
 from .trainer import BACKENDS, Eager, Training, step_where
 
 # %% ../nbs/09_tpu_trainer.ipynb #8aeb035c
@@ -50,10 +49,23 @@ class ProcessGroup(Collectives):
         packed = self.gather(torch.stack([v.double() for v in values], 1))   # ids below 2**53 are exact
         return tuple(column.to(v.dtype) for column, v in zip(packed.unbind(1), values))
 
-    def agree(self, ids):
-        said = [ids]
-        dist.broadcast_object_list(said)
-        return said[0]
+    def agree(self, value): return _first(value)
+
+def _first(value):
+    "The first process's value, in all of them."
+    said = [value]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+class _Flag:
+    "A flag that one process may raise and all must see at the same step; asked in every step, answered in every tenth."
+    asked = 0
+    def __call__(self, up: bool) -> bool:
+        self.asked += 1
+        if self.asked % 10: return False   # a collective call in each step would cost
+        flags = torch.tensor([float(up)])
+        dist.all_reduce(flags)
+        return bool(flags[0])
 
 # %% ../nbs/09_tpu_trainer.ipynb #5fda6014
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -74,9 +86,12 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 def _exchange(module: nn.Module, layer: type) -> nn.Module:
-    "Make every batch norm of a module one of another class, in place."
-    for m in module.modules():
-        if type(m) is nn.BatchNorm2d: m.__class__ = layer
+    "Make every batch norm of a module one of another class, in place. `ValueError` for other kinds than BatchNorm2d with its defaults."
+    for name, m in module.named_modules():
+        if not isinstance(m, nn.modules.batchnorm._BatchNorm) or type(m) is layer: continue
+        if type(m) is not nn.BatchNorm2d or not m.affine or not m.track_running_stats or m.momentum is None:
+            raise ValueError(f"{name} = {m}: on this engine must be a BatchNorm2d with weights, running statistics and a momentum")
+        m.__class__ = layer
     return module
 
 # %% ../nbs/09_tpu_trainer.ipynb #46571bd7
@@ -89,8 +104,8 @@ class Torchrun(Eager):
             if local >= there: raise ValueError(f"LOCAL_RANK = {local}: this machine has {there} CUDA devices, so at most --nproc-per-node {there}")
             self.device = torch.device("cuda", local)
             torch.cuda.set_device(self.device)
-        if not dist.is_initialized(): dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        self.collectives = ProcessGroup()
+        if not dist.is_initialized(): dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+        self.collectives, self.anywhere = ProcessGroup(), _Flag()
         everyone = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (torch.__version__, self.device.type))
         if len(set(everyone)) > 1: raise ValueError(f"torch and device = {sorted(set(everyone))}: must be the same in all processes")
@@ -103,10 +118,6 @@ class Torchrun(Eager):
     def fence(self):
         super().fence()
         dist.barrier()
-
-    def anywhere(self, flag):
-        self.asked = getattr(self, "asked", 0) + 1   # every tenth time: a collective call in each step would cost
-        return self.asked % 10 == 0 and bool(self.collectives.sum(torch.tensor([float(flag)], device=self.device))[0])
 
     @contextmanager
     def own_random_state(self, seed):
@@ -151,8 +162,11 @@ class Mesh(Collectives):
 
     def __init__(self, torch_xla):
         import torch_xla.runtime as xr
-        self.sync, self.main = torch_xla.sync, xr.process_index() == 0
+        self.sync, self.main, self.hosts = torch_xla.sync, xr.process_index() == 0, xr.process_count()
         self.devices = xr.global_runtime_device_count()
+        if self.hosts > 1 and not dist.is_initialized():
+            import torch_xla.distributed.xla_backend  # noqa: F401, knows the address xla://
+            dist.init_process_group("gloo", init_method="xla://")   # what the hosts have to say to each other
         if self.devices > 1:
             from torch_xla.distributed import spmd
             if not xr.is_spmd(): xr.use_spmd()
@@ -167,6 +181,7 @@ class Mesh(Collectives):
 
     def place(self, t, device, dim=0): return self.split(t.to(device), dim)
     def mark(self): self.sync()
+    def agree(self, value): return _first(value) if self.hosts > 1 else value
 
 # %% ../nbs/09_tpu_trainer.ipynb #fbaa1578
 class XLA(Eager):
@@ -176,16 +191,18 @@ class XLA(Eager):
         self.torch_xla = import_xla()
         asked = os.environ["PJRT_DEVICE"]
         import torch_xla.core.xla_model as xm
-        import torch_xla.runtime as xr
+        from torch_xla.backends import set_mat_mul_precision
         try: self.collectives, self.device = Mesh(self.torch_xla), self.torch_xla.device()
         except (RuntimeError, OSError) as e: raise ValueError(f"PJRT_DEVICE = {asked!r}: no such device here ({str(e).splitlines()[0]}); CPU always works") from None
-        torch.autograd.set_multithreading_enabled(False)   # else the order of the backward pass, and with it the graph, varies
-        self.xm, self.many, tpu = xm, xr.process_count() > 1, asked == "TPU"
-        if tpu: self.torch_xla.backends.set_mat_mul_precision("highest")    # float32 rewards must be float32
-        half = precision == "bfloat16" or (precision == "auto" and tpu)
+        self.xm, self.anywhere = xm, _Flag() if self.collectives.hosts > 1 else bool
+        set_mat_mul_precision("highest")   # a TPU would take bfloat16 for float32 rewards
+        half = precision == "bfloat16" or (precision == "auto" and asked == "TPU")
         self.autocast = partial(torch.autocast, "xla", torch.bfloat16) if half else nullcontext
 
-    def wrap(self, step): return self.torch_xla.compile(step, full_graph=True)
+    def wrap(self, step):
+        def train():
+            with torch.autograd.set_multithreading_enabled(False): step()   # else the graph varies with the order of the backward pass
+        return self.torch_xla.compile(train, full_graph=True)
 
     def adapt(self, module): return _exchange(module, AffineBatchNorm)
 
@@ -193,10 +210,7 @@ class XLA(Eager):
         for t in tensors: self.collectives.split(t, None)
         self.fence()
 
-    def holds(self, nbytes):
-        return os.environ["PJRT_DEVICE"] == "CPU" or nbytes <= self.xm.get_memory_info(self.device)["bytes_limit"] / 4
-
-    def anywhere(self, flag): return flag and not self.many   # several hosts would stop at different steps; they go on to the end
+    def holds(self, nbytes): return nbytes <= 4e9   # a quarter of the smallest chip's memory; with several chips XLA does not tell it
 
     @contextmanager
     def trace(self, folder):
@@ -216,7 +230,7 @@ def _own_random_state(self: XLA, seed: int):
     try: yield
     finally: self.xm.set_rng_state(before, self.device)
 
-def _begin(self: XLA, t: int) -> None: self.xm.set_rng_state((self.seed << 32) + t, self.device)
+def _begin(self: XLA, t: int) -> None: self.xm.set_rng_state(((self.seed << 32) + t) % 2**63, self.device)
 def _rng_state(self: XLA) -> dict: return {"kind": self.kind}
 def _set_rng_state(self: XLA, state: dict) -> None: "Nothing to do: `begin` sets it."
 
@@ -229,13 +243,6 @@ def _counters(self: XLA) -> dict:
 XLA.own_random_state, XLA.begin, XLA.counters = _own_random_state, _begin, _counters
 XLA.rng_state, XLA.set_rng_state = _rng_state, _set_rng_state
 BACKENDS["xla"] = XLA
-
-# %% ../nbs/09_tpu_trainer.ipynb #d481fc3d
-from contextlib import ExitStack
-from typing import NamedTuple
-from unittest.mock import patch
-
-from .core import check, suggest
 
 # %% ../nbs/09_tpu_trainer.ipynb #db3e7daf
 PARTS = ("model", "dev gradient", "reward", "scorer")   # the scorer, or whatever else the method computes
@@ -285,8 +292,9 @@ def step_flops(
     training: Training,  # on a CPU or CUDA device
     steps: int = 1,      # to make and to average over, for methods whose steps differ
 ) -> pd.DataFrame:       # a row per part: flops of a step (of this process), per_example, share
-    "Make a step as always, and count its products and convolutions by part. `ValueError` when the training is over."
+    "Make a step as always, and count its products and convolutions by part. `ValueError` when the training is over, or on XLA."
     check("positive", int, steps=steps)
+    if training.backend.device.type == "xla": raise ValueError("device = 'xla': FLOPs are counted in eager PyTorch; must be cpu or cuda")
     meter, sel, task = _Meter(), training.selector, training.selector.task
     counted = [(training, "one_step", _one_step(meter, training.one_step)), (sel, "loss", _loss(meter, sel.loss)),
                (sel, "after_step", meter.within("scorer", sel.after_step)),
@@ -309,7 +317,7 @@ class Chips(NamedTuple):
 
 CHIPS = {"v4-8": Chips(4, 275, 6), "v4-32": Chips(16, 275, 6), "v5litepod-8": Chips(8, 197, 6),
          "8 x A100": Chips(8, 312, 2), "8 x H100": Chips(8, 989, 2)}
-FLOAT32 = ("reward", "scorer")   # parts that run in float32 where the model runs in bfloat16
+FLOAT32 = ("reward", "scorer")   # parts of DDS that run in float32 where the model runs in bfloat16
 
 # %% ../nbs/09_tpu_trainer.ipynb #0b2489fd
 def projected_hours(

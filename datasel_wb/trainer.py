@@ -167,7 +167,7 @@ class Eager:
     @contextmanager
     def own_random_state(self, seed: int):
         "Dropout draws from `seed` inside the block; the user's global random state comes back after it."
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
 
@@ -237,12 +237,13 @@ def evaluate(
     batch_size: int = 500,
     device="cpu",
     collectives: Collectives = Collectives(),
+    workers: int = 0,      # processes that decode, for a split on disk
 ) -> dict:                 # loss in nats, top1 and (with more than five classes) top5 in percent
     "Mean loss and accuracy of a model on a split."
     prepare = prepare or Augment(mean=examples.mean, std=examples.std)
     sums = torch.zeros(3, device=device)
     with evaluating(model):
-        for b in eval_batches(examples, batch_size, device=device, collectives=collectives):
+        for b in eval_batches(examples, batch_size, None, device, workers, collectives):
             logits, real = model(prepare(b.x)).float(), b.idx >= 0
             hits = (logits.topk(min(5, logits.shape[1])).indices == b.y[:, None]) & real[:, None]
             sums += torch.stack([per_example_loss(logits, b.y).where(real, 0).sum(), hits[:, 0].sum(), hits.sum()])
@@ -401,13 +402,22 @@ class MetricLog:
     "Rows of logged values, in memory, as `metrics.parquet` and in TensorBoard."
     COLUMNS = ["step", "epoch", "examples_seen", "seconds", "split", "name", "value"]
 
-    def __init__(self, folder=None, up_to: int = 0, write: bool = True):
+    def __init__(self,
+        folder=None,                   # of the training; None: in memory only
+        saved: Tensor | None = None,   # what `packed` gave, to go on from
+        up_to: int = 0,                # the step from which the training goes on
+        write: bool = True,            # False: another process writes the files
+    ):
         self.path, self.write = Path(folder) / "metrics.parquet" if folder else None, write
-        self.rows = []
-        if self.path and self.path.exists() and up_to:
-            old = pd.read_parquet(self.path)
-            self.rows = list(old[old.step <= up_to].itertuples(index=False, name=None))
+        old = pd.DataFrame() if saved is None else pd.read_parquet(io.BytesIO(saved.numpy().tobytes()))
+        self.rows = list(old.itertuples(index=False, name=None))
         self.board = SummaryWriter(Path(folder) / "tb", purge_step=up_to + 1) if folder and write else None
+
+    def packed(self) -> Tensor:
+        "All rows as the bytes of a Parquet file, for a checkpoint."
+        buffer = io.BytesIO()
+        self.frame().to_parquet(buffer, index=False)
+        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
     def add(self, where: tuple, split: str, values: dict) -> None:
         "Add values at `where` = (step, epoch, examples_seen, seconds)."
@@ -470,7 +480,7 @@ class Training:
         self.dynamics = Dynamics(train.y, train.classes, train.noisy, recipe.history, None if c.fixed else folder, c).to(device)
         loss_fn = partial(per_example_loss, label_smoothing=recipe.label_smoothing)
         task = Task(self.model, self.loader.examples, data.dev, steps=recipe.steps, epochs=recipe.epochs or None, prepare=self.prepare,
-                    seed=seed, dev_batch_size=recipe.batch_size, loss_fn=loss_fn, autocast=self.backend.autocast, collectives=c)
+                    seed=seed, dev_batch_size=recipe.batch_size, loss_fn=loss_fn, autocast=self.backend.autocast, collectives=c, workers=recipe.workers)
         self.selector = self.backend.adapt((selector or Uniform()).bind(task))
         if (fewest := self.selector.fewest()) is not None and fewest < recipe.batch_size:
             raise ValueError(f"batch_size = {recipe.batch_size}: must not exceed the {fewest} examples that {type(selector).__name__} "
@@ -494,7 +504,7 @@ class Training:
         kept += [b for s in self.optimizer.state.values() for b in s.values() if isinstance(b, Tensor)]
         held = [t for s in (self.selector.task.train, self.selector.task.dev) if s is not None
                 for t in (getattr(s, r) for r in s.rows) if t is not None]
-        self.backend.settle(*kept, *held, self.meters, self.skips)
+        self.backend.settle(*(t for t in [*kept, *held, self.meters, self.skips] if t.device.type == self.backend.device.type))
 
     @property
     def place(self) -> float:
@@ -583,7 +593,7 @@ class Training:
     def evaluate(self) -> dict:
         "Loss and accuracy of the averaged weights on dev and test."
         model = self.ema.model if self.recipe.ema_decay else self.model
-        return {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device, self.backend.collectives)
+        return {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device, self.backend.collectives, self.recipe.workers)
                 for k, s in (("dev", self.data.dev), ("test", self.data.test)) if s is not None}
 
     def state(self) -> dict:
@@ -591,7 +601,7 @@ class Training:
         parts = {k: getattr(self, k).state_dict() for k in self.PARTS}
         counts = {k: getattr(self, k) for k in ("steps_done", "epochs_begun", "examples_seen", "seconds", "dev_top1",
                                              "best", "meters", "skips")}
-        return {"step": self.steps_done, "identity": self.identity(), "world": self.backend.collectives.world,
+        return {"step": self.steps_done, "identity": self.identity(),
                 "parts": parts, "counts": counts, "rng": self.backend.rng_state()}
 
     def identity(self) -> dict:
@@ -605,9 +615,8 @@ class Training:
         mine, theirs = self.identity(), state["identity"]
         if diff := [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]:
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")
-        if self.selector.per_process and state["world"] != self.backend.collectives.world:
-            raise ValueError(f"world = {self.backend.collectives.world}: {type(self.selector).__name__} has a state per process, "
-                             f"so the {state['world']} processes of the checkpoint are needed")
+        if state["parts"]["dynamics"].keys() != self.dynamics.state_dict().keys():
+            raise ValueError(f"history = {self.recipe.history}: cpu and cuda keep it on disk, other engines on the device; must go on where it began, {state['rng']['kind']}")
         for k, s in state["parts"].items(): getattr(self, k).load_state_dict(s)
         for k, v in state["counts"].items(): setattr(self, k, v.to(self.backend.device) if isinstance(v, Tensor) else v)
         self.batches = iter(self.loader)
@@ -660,11 +669,14 @@ def fit(
     with Preemption() as preemption:
         with saved or nullcontext(), training.backend.own_random_state(seed):
             if saved and (state := saved.load()): training.load_state(state)
-            training.log = MetricLog(folder, training.steps_done, c.main)
+            elif saved and (Path(folder) / "metrics.parquet").exists():
+                warnings.warn(f"{saved.store.folder}: has no checkpoint, though {folder} has records of an earlier one; starting anew")
+            training.log = MetricLog(folder, state.get("log") if saved and state else None, training.steps_done, c.main)
             if not training.done:
                 with progress_bar(recipe.steps, int(training.place), label or type(training.selector).__name__, c.main) as bar:
                     _train(training, saved, bar, preemption)
         training.log.close()
+        if folder and training.done and not training.log.path.exists(): training.log.save()   # the disk was lost, its checkpoints were not
         examples = Path(folder or ".") / "examples.parquet"
         if folder and training.done and c.agree(not examples.exists()):   # also after a kill at the very end
             table = examples_table(training)
@@ -717,10 +729,10 @@ def _tracing(training: Training, after: int = 10):
         training.backend.fence()
 
 def _save(training: Training, saved: Checkpoints, planned: bool = True) -> None:
-    training.log.save()   # first: rows after the newest checkpoint are dropped on resume
+    training.log.save()
     better = planned and training.dev_top1 > training.best   # the best is one of those that an uninterrupted run saves
     if better: training.best = training.dev_top1
-    state = training.state()   # in every process; one writes it
+    state = training.state() | {"log": training.log.packed()}   # in every process; one writes it
     if training.backend.collectives.main: saved.save(state, training.steps_done, best=better)
 
 def checkpoint_folder(recipe: Recipe, folder) -> str:
@@ -736,14 +748,15 @@ def examples_table(training: Training) -> pd.DataFrame:
     return training.dynamics.table(source=train.source, label=train.y, **{"class": names}, clean_label=train.clean_y,
                                    noisy=train.noisy, **training.scores())
 
-# %% ../nbs/08_trainer.ipynb #e18334a5
+# %% ../nbs/08_trainer.ipynb #bc1cd37b
 def saved_model(
-    folder,          # of a training, with checkpoints/ in it
+    folder,          # of a training, with checkpoints/ in it; or of the checkpoints themselves, which may be an address
     recipe: Recipe,  # names the network
     train,           # a split with the classes and input shape
 ) -> nn.Module:
     "The network with the best saved weights. `ValueError` when there are none, or of another network."
-    saved = Checkpoints(Path(folder) / "checkpoints", write=False)
+    below, itself = (Checkpoints(place, write=False) for place in (f"{folder}/checkpoints", folder))
+    saved = below if below.manifest else itself
     if not saved.manifest: raise ValueError(f"{folder}: has no checkpoints/ of a training")
     state = saved.read(saved.manifest.get("best") or saved.manifest["saved"][-1])["parts"]["ema"]
     state = {k.removeprefix("model."): v for k, v in state.items()}

@@ -1,9 +1,12 @@
 """Two processes under torchrun against one, in float64: the same weights, records and method state for every method; resume."""
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -13,13 +16,14 @@ from datasel_wb.trainer import Checkpoints
 from methods import METHODS
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 JOB = HERE / "torchrun_job.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def start(*command):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    return subprocess.Popen([str(c) for c in command], env=env, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([str(c) for c in command], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def end(process, status=0):
@@ -51,37 +55,45 @@ def test_two_processes_equal_one(trained, method):
 def checkpoint(folder): return Checkpoints(folder / "checkpoints", write=False).load()
 
 
-def stopped(folder, *method):
+def stopped(folder, dropout):
     "Two processes, stopped by SIGTERM after the first checkpoint; torchrun passes it on and itself ends with a failure."
-    process, manifest = start(*TORCHRUN, 2, JOB, "whole", folder, *method), folder / "checkpoints" / "checkpoints.json"
+    process, manifest = start(*TORCHRUN, 2, JOB, "whole", folder, dropout), folder / "checkpoints" / "checkpoints.json"
     while not manifest.exists() and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    said = end(process, status=1)
-    assert said.count("stopped by SIGTERM at step") == 2
-    return checkpoint(folder)["step"]
+    assert end(process, status=1).count("stopped by SIGTERM at step") == 2
+    assert 20 <= checkpoint(folder)["step"] < 240
 
 
-def test_stopped_with_two_processes_resumed_with_one(tmp_path):
-    "SIGTERM stops both at the same step; one process goes on from their checkpoint, to the weights of one that made all steps."
-    alone = start(sys.executable, JOB, "whole", tmp_path / "alone")
-    at = stopped(tmp_path / "both")
-    assert 20 <= at < 240
-    end(start(sys.executable, JOB, "whole", tmp_path / "both"))
-    end(alone)
-    a, b = (checkpoint(tmp_path / f) for f in ("alone", "both"))
+@pytest.mark.parametrize("processes, dropout", [(1, 0.0), (2, 0.1)])
+def test_stopped_with_two_processes_and_resumed(tmp_path, processes, dropout):
+    "SIGTERM stops both at the same step. One process goes on from there, or two with dropout; as if nothing had been."
+    both, whole = tmp_path / "both", tmp_path / "whole"
+    launch = [sys.executable] if processes == 1 else [*TORCHRUN, 2]
+    undisturbed = start(*launch, JOB, "whole", whole, dropout)
+    stopped(both, dropout)
+    end(start(*launch, JOB, "whole", both, dropout))
+    end(undisturbed)
+    a, b = checkpoint(whole), checkpoint(both)
     assert a["step"] == b["step"] == 240
     for part in ("model", "ema", "dynamics"):
         for k, t in a["parts"][part].items(): torch.testing.assert_close(b["parts"][part][k], t, rtol=1e-6, atol=1e-6, equal_nan=True, msg=lambda m: f"{part} {k}: {m}")
-    files = {p.relative_to(tmp_path / "both").parts[0] for p in (tmp_path / "both").rglob("*")}
-    assert files == {"checkpoints", "examples.parquet", "metrics.parquet", "tb"}
+    assert {p.relative_to(both).parts[0] for p in both.rglob("*")} == {"checkpoints", "examples.parquet", "metrics.parquet", "tb"}
 
 
-def test_a_state_per_process_needs_as_many_processes(tmp_path):
-    stopped(tmp_path, "local")
-    said = end(start(sys.executable, JOB, "whole", tmp_path, "local"), status=1)
-    assert "ValueError: world = 1: Local has a state per process, so the 2 processes of the checkpoint are needed" in said
+@pytest.mark.parametrize("job, said", [(("batch", 63), "batch_size = 63: must be a multiple of the 2 devices"),
+                                       (("local",), "Local = 2 processes: must be one, because it keeps what it saw of its own part")])
+def test_what_processes_cannot_share_is_refused(job, said):
+    assert f"ValueError: {said}" in end(start(*TORCHRUN, 2, JOB, *job), status=1)
 
 
-def test_batch_that_the_processes_cannot_share_is_refused():
-    said = end(start(*TORCHRUN, 2, JOB, "batch", 63), status=1)
-    assert "ValueError: batch_size = 63: must be a multiple of the 2 devices" in said
+def test_the_notebook_in_two_processes():
+    "papermill under torchrun: one run folder with one notebook."
+    name, papermill = f"test-torchrun-{uuid.uuid4().hex[:8]}", ROOT / ".venv/bin/papermill"
+    if not papermill.exists() or "datasel_wb" not in papermill.read_text(): pytest.skip("no papermill wrapper in .venv; `make test` writes it")
+    settings = dict(device="cpu", recipe="quick", steps=40, warmup_steps=5, scorer_steps=30, seeds=1, name=name)
+    try:
+        end(start(*TORCHRUN, 2, "--no-python", papermill, "nbs/run_dds.ipynb", *(a for k, v in settings.items() for a in ("-p", k, v))))
+        folder = ROOT / "papermill_runs" / name
+        assert list(json.loads((folder / "result.json").read_text())["methods"]) == ["uniform", "dev-only", "dds"]
+        assert "cpu, 2 devices" in (folder / "run.ipynb").read_text() and not list(folder.parent.glob(".waiting-*"))
+    finally: shutil.rmtree(ROOT / "papermill_runs" / name, ignore_errors=True)

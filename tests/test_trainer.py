@@ -1,7 +1,9 @@
 """The loop: equal to plain PyTorch, equal after a kill, and nothing lost when the disk or the numbers fail."""
+import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datasel_wb.core import Collectives
 from datasel_wb.data import Augment, DataRecipe, Loader, load_data
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
@@ -474,3 +477,38 @@ def test_dds_under_bfloat16_autocast_is_resumable(tmp_path, digits):
 def test_on_cuda_in_bfloat16(digits):
     training = fit(replace(RECIPE, device="cuda"), digits)
     assert training.log.frame().query("name == 'top1'").value.iloc[-1] > 50
+
+
+def test_checkpoints_are_enough(tmp_path, digits):
+    "The folder is lost, its checkpoints elsewhere are not: the finished training is loaded, its records and table are written again."
+    recipe = replace(RECIPE, checkpoint_dir=str(tmp_path / "safe"))
+    done = fit(recipe, digits, folder=tmp_path / "run" / "uniform-0")
+    shutil.rmtree(tmp_path / "run")
+    again = fit(recipe, digits, folder=tmp_path / "run" / "uniform-0")
+    assert again.log.frame().equals(done.log.frame()) and {p.name for p in again.log.path.parent.iterdir()} == {"metrics.parquet", "examples.parquet", "tb"}
+    kept = saved_model(tmp_path / "safe" / "run" / "uniform-0", recipe, digits.train)       # the checkpoints' own folder
+    assert same(kept.parameters(), again.ema.model.parameters())
+
+
+def test_checkpoints_that_are_not_where_they_were_are_missed(tmp_path, digits):
+    fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "run" / "a")
+    with pytest.warns(UserWarning, match="elsewhere/run/a: has no checkpoint, though .* has records of an earlier one; starting anew"):
+        fit(replace(RECIPE, steps=15, checkpoint_dir=str(tmp_path / "elsewhere")), digits, folder=tmp_path / "run" / "a")
+
+
+def test_history_stays_where_it_is_kept(tmp_path, digits):
+    class Elsewhere(Eager):
+        "An engine of several devices, as far as the history is concerned."
+        class collectives(Collectives): fixed = True
+        collectives = collectives()
+    fit(replace(RECIPE, history=2, steps=15), digits, folder=tmp_path)
+    with pytest.raises(ValueError, match="history = 2: cpu and cuda keep it on disk, other engines on the device"):
+        fit(replace(RECIPE, history=2, steps=15), digits, folder=tmp_path, backend=Elsewhere("cpu"))
+
+
+def test_trace(tmp_path, digits):
+    "A profile of three steps for TensorBoard; the weights are those of a training without."
+    traced = fit(replace(RECIPE, steps=20, trace=3), digits, folder=tmp_path)
+    trace = json.loads(next((tmp_path / "tb").glob("*.pt.trace.json")).read_text())
+    assert sum("conv2d" in e["name"] for e in trace["traceEvents"] if e.get("cat") == "cpu_op") >= 9    # three layers in three steps
+    assert same(fit(replace(RECIPE, steps=20), digits).model.parameters(), traced.model.parameters())

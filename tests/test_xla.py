@@ -101,7 +101,7 @@ def test_rewards_of_a_trained_net_against_float64(precision):
     task = Task(model, DATA.train, DATA.dev, autocast=backend.autocast, collectives=backend.collectives)
     batch = DATA.train.take(torch.arange(64))
     batch = batch._replace(x=task.prepare(batch.x))
-    v = task.dev_grad()
+    with torch.autograd.set_multithreading_enabled(False): v = task.dev_grad()   # as within a step
     rewards = task.align(batch.to(backend.device), v).cpu().double()
     wide = eager.model.double().eval()
     exact = align(wide, batch._replace(x=batch.x.double()), {k: t.cpu().double() for k, t in v.items()}, how="reverse")
@@ -136,12 +136,18 @@ def end(process, status=0):
 @pytest.mark.parametrize("methods, counts", [(["dds", "data parameters, instance"], (1, 2, 4)), (["dynams, proxy", "mentornet"], (1, 2))])
 def test_virtual_devices_equal_one(tmp_path, methods, counts):
     "Six steps without dropout on 1, 2 and 4 devices; the batch is really split."
-    jobs = {n: job(n, do="six_steps", methods=methods, out=str(tmp_path / f"{n}.pt")) for n in counts}
+    feeding = {4: "host"}   # on four devices also fed from the host
+    jobs = {n: job(n, do="six_steps", methods=methods, out=str(tmp_path / f"{n}.pt"), feeding=feeding.get(n, "auto")) for n in counts}
     for n, process in jobs.items(): assert f"losses of 64 examples on {n} devices" in end(process)
     one, *others = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in counts)
     for several in others:
         for method in methods:
             for name, a in one[method].items(): torch.testing.assert_close(several[method][name], a, rtol=0, atol=1e-6, equal_nan=True, msg=lambda m: f"{method}, {name}: {m}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_on_disk_for_two_devices(tmp_path, workers):
+    end(job(2, do="tree", folder=str(tmp_path), workers=workers))
 
 
 def test_batch_that_the_devices_cannot_share_is_refused():

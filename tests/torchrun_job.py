@@ -30,19 +30,20 @@ def each(out):
 
 
 class Local(Uniform):
-    "A method whose state differs between processes."
-    per_process = True
+    one_process = "it keeps what it saw of its own part"
 
 
-def whole(folder, method="dds"):
-    "Train 240 steps from the newest checkpoint on; checkpoints every 20."
-    recipe = replace(RECIPE, epochs=0, steps=240, save_every=20, log_every=50, eval_every=120, dropout=0.0)
-    selector = (Local() if method == "local" else METHODS[method]()).double()
-    fit(recipe, DATA, selector, folder=folder, augment=augment, model=RECIPE.build(DATA.train).double())
+def whole(folder, dropout):
+    "Train DDS for 240 steps from the newest checkpoint on; checkpoints every 20."
+    recipe = replace(RECIPE, epochs=0, steps=240, save_every=20, log_every=50, eval_every=120, dropout=float(dropout))
+    fit(recipe, DATA, METHODS["dds"]().double(), folder=folder, augment=augment, model=recipe.build(DATA.train).double())
+
+
+def local(): Training(RECIPE, DATA, Local())
 
 
 def batch(size):
     Training(replace(RECIPE, batch_size=int(size)), DATA)
 
 
-{"each": each, "whole": whole, "batch": batch}[sys.argv[1]](*sys.argv[2:])
+{"each": each, "whole": whole, "batch": batch, "local": local}[sys.argv[1]](*sys.argv[2:])

@@ -2,11 +2,14 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from torchvision.io import write_png
 
 from datasel_wb import tpu_trainer  # noqa: F401, has the engine for XLA
-from datasel_wb.data import Augment
+from datasel_wb.data import Augment, Examples, FolderExamples, Splits
 from datasel_wb.trainer import Recipe, Training, fit
 from methods import DATA, METHODS
 
@@ -20,11 +23,11 @@ def spread(training):
     return int(spec.split("[")[1].split("]")[0]) if "devices=[" in spec else 1
 
 
-def six_steps(methods, out, batch_size=64):
+def six_steps(methods, out, **settings):
     "Save model and method after six steps of each."
     done = {}
     for m in methods:
-        training = Training(replace(recipe, epochs=4, batch_size=batch_size), DATA, METHODS[m](), augment=augment)
+        training = Training(replace(recipe, epochs=4, **settings), DATA, METHODS[m](), augment=augment)
         for _ in range(6): training.step()
         training.backend.fence()
         print(f"losses of {len(training.selector.seen.losses)} examples on {spread(training)} devices")
@@ -39,5 +42,20 @@ def whole(method, folder, **settings):
     fit(replace(recipe, **settings), DATA, METHODS[method](), folder=folder, augment=augment)
 
 
+def tree(folder, workers):
+    "Three steps on images that stay on disk, equal to those on the same images in memory."
+    x, y = DATA.train.x[:200], DATA.train.y[:200]
+    files = [str(Path(folder) / f"{i}.png") for i in range(200)]
+    for file, image in zip(files, x): write_png(image, file)
+    more = dict(classes=DATA.train.classes, mean=DATA.train.mean, std=DATA.train.std)
+    on_disk, in_memory = FolderExamples(np.array(files), y, image_size=8, channels=1, **more), Examples(x, y, **more)
+    states = []
+    for train, n in ((on_disk, workers), (in_memory, 0)):
+        training = Training(replace(recipe, workers=n), Splits(train, in_memory, in_memory), METHODS["spcl"]())
+        for _ in range(3): training.step()
+        states.append([t.cpu() for t in training.model.state_dict().values()] + [torch.tensor(training.evaluate()["dev"]["loss"])])
+    assert all(torch.equal(a, b) for a, b in zip(*states))
+
+
 task = json.loads(sys.argv[1])
-{"six_steps": six_steps, "whole": whole}[task.pop("do")](**task)
+{"six_steps": six_steps, "whole": whole, "tree": tree}[task.pop("do")](**task)
