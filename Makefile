@@ -22,7 +22,7 @@ run: $(READY)  ## DDS on the bundled digits: result table and run folder
 
 test: $(READY)  ## the notebooks as tests, then what a notebook cannot test well
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
 
 lab: $(READY)  ## JupyterLab, kernel ready
 	$(BIN)/jupyter lab nbs

@@ -191,11 +191,11 @@ class XLA(Eager):
         self.torch_xla = import_xla()
         asked = os.environ["PJRT_DEVICE"]
         import torch_xla.core.xla_model as xm
-        from torch_xla.backends import set_mat_mul_precision
+        from torch_xla.backends import get_mat_mul_precision, set_mat_mul_precision
         try: self.collectives, self.device = Mesh(self.torch_xla), self.torch_xla.device()
         except (RuntimeError, OSError) as e: raise ValueError(f"PJRT_DEVICE = {asked!r}: no such device here ({str(e).splitlines()[0]}); CPU always works") from None
         self.xm, self.anywhere = xm, _Flag() if self.collectives.hosts > 1 else bool
-        set_mat_mul_precision("highest")   # a TPU would take bfloat16 for float32 rewards
+        if get_mat_mul_precision() != "highest": set_mat_mul_precision("highest")   # a TPU would take bfloat16 for float32 rewards
         half = precision == "bfloat16" or (precision == "auto" and asked == "TPU")
         self.autocast = partial(torch.autocast, "xla", torch.bfloat16) if half else nullcontext
 

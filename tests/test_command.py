@@ -1,4 +1,5 @@
 """The run notebook and the papermill command, in processes of their own as a user starts them."""
+import io
 import json
 import os
 import pty
@@ -275,6 +276,8 @@ def test_a_folder_in_use_is_refused(killed):
     for c in killed: assert f"name = '{c.name}': the run folder is in use by process {c.owner} " in c.refusal
 
 
+def unpacked(log): return pd.read_parquet(io.BytesIO(log.numpy().tobytes())).to_dict("list")
+
 def differences(a, b, at=""):
     "Where two saved states differ, leaving out the clock."
     if isinstance(a, torch.Tensor):
@@ -282,6 +285,7 @@ def differences(a, b, at=""):
         return [] if same else [at]
     if isinstance(a, dict):
         if set(a) != set(b): return [f"{at}: {set(a) ^ set(b)}"]
+        if "log" in a: a, b = ({**s, "log": unpacked(s["log"])} for s in (a, b))
         return [d for k in a if k != "seconds" for d in differences(a[k], b[k], f"{at}/{k}")]
     if isinstance(a, (list, tuple)):
         return [f"{at}: length"] if len(a) != len(b) else [d for i, (p, q) in enumerate(zip(a, b)) for d in differences(p, q, f"{at}/{i}")]

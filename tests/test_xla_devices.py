@@ -1,0 +1,99 @@
+"""XLA with virtual devices and in new processes: several devices equal one, a run that was stopped equals one that was not."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasel_wb.trainer import Checkpoints
+
+pytest.importorskip("torch_xla")
+HERE = Path(__file__).parent
+
+
+def job(devices, **task):
+    "Start tests/xla_job.py with so many virtual devices."
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices)}
+    return subprocess.Popen([sys.executable, HERE / "xla_job.py", json.dumps(task)], env=env, cwd=HERE.parent, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+def end(process, status=0):
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == status, said[-4000:]
+    return said
+
+
+@pytest.mark.parametrize("methods, counts", [(["dds", "data parameters, instance"], (1, 2, 4)), (["dynams, proxy", "mentornet"], (1, 2))])
+def test_virtual_devices_equal_one(tmp_path, methods, counts):
+    "Six steps without dropout on 1, 2 and 4 devices; the batch is really split."
+    feeding = {4: "host"}   # on four devices also fed from the host
+    jobs = {n: job(n, do="six_steps", methods=methods, out=str(tmp_path / f"{n}.pt"), feeding=feeding.get(n, "auto")) for n in counts}
+    for n, process in jobs.items(): assert f"losses of 64 examples on {n} devices" in end(process)
+    one, *others = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in counts)
+    for several in others:
+        for method in methods:
+            for name, a in one[method].items(): torch.testing.assert_close(several[method][name], a, rtol=0, atol=1e-6, equal_nan=True, msg=lambda m: f"{method}, {name}: {m}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_on_disk_for_two_devices(tmp_path, workers):
+    end(job(2, do="tree", folder=str(tmp_path), workers=workers))
+
+
+def test_batch_that_the_devices_cannot_share_is_refused():
+    said = end(job(4, do="six_steps", methods=["uniform"], batch_size=62, out="never"), status=1)
+    assert "ValueError: batch_size = 62: must be a multiple of the 4 devices" in said
+
+
+def saved(folder):
+    "Steps of the checkpoints so far."
+    path = Path(folder) / "checkpoints" / "checkpoints.json"
+    return [e["step"] for e in json.loads(path.read_text())["saved"]] if path.exists() else []
+
+
+def interrupt(process, folder, signum, writing=False):
+    "Send a signal once there is a new checkpoint; with `writing`, while the next one is being written."
+    before = saved(folder)
+    while saved(folder) == before and process.poll() is None: time.sleep(0.01)
+    while writing and process.poll() is None and not list((Path(folder) / "checkpoints").glob("*.tmp")): pass
+    assert process.poll() is None, "ended before it could be stopped: " + process.communicate()[0][-2000:]
+    process.send_signal(signum)
+
+
+def state_of(folder, *parts):
+    state = Checkpoints(Path(folder) / "checkpoints", write=False).load()
+    assert state["step"] == 240
+    return {f"{p}/{k}": t for p in parts for k, t in state["parts"][p].items() if isinstance(t, torch.Tensor)}
+
+
+def test_resume_in_a_new_process_is_bit_equal(tmp_path):
+    "DDS with dropout and augmentation: SIGTERM in mid-run, kill -9 while a checkpoint is written, and on; as if nothing had been."
+    whole, folder = (dict(do="whole", method="dds, input alone", folder=str(tmp_path / f), dropout=0.2) for f in ("whole", "stopped"))
+    undisturbed, first = job(1, **whole), job(1, **folder)
+    interrupt(first, folder["folder"], signal.SIGTERM)
+    asked = time.monotonic()
+    assert "stopped by SIGTERM at step" in end(first) and time.monotonic() - asked < 20
+    second = job(1, **folder)
+    interrupt(second, folder["folder"], signal.SIGKILL, writing=True)
+    end(second, -signal.SIGKILL)
+    end(job(1, **folder))
+    end(undisturbed)
+    a, b = (state_of(f["folder"], "model", "ema", "selector") for f in (whole, folder))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_devices_resumed_on_one(tmp_path):
+    one, two = (dict(do="whole", method="uniform", folder=str(tmp_path / f)) for f in ("one", "two"))
+    undisturbed, first = job(1, **one), job(2, **two)
+    interrupt(first, two["folder"], signal.SIGTERM)
+    end(first)
+    end(job(1, **two))
+    end(undisturbed)
+    a, b = (state_of(f["folder"], "model", "ema") for f in (one, two))
+    for k in a: torch.testing.assert_close(b[k], a[k], rtol=0, atol=1e-5, msg=lambda m: f"{k}: {m}")
