@@ -87,3 +87,18 @@ def test_the_published_recipe_says_what_the_paper_and_its_command_line_say():
     assert (r.train.bn_momentum, r.train.bn_eps, r.train.ema_decay, r.train.dropout) == (0.01, 1e-3, 0.9999, 0.1)
     assert (r.data.dev_size, r.data.dev_from, r.data.randaugment, r.data.cutout, r.data.noise) == (5000, "first", 17, 16, 0.0)
     assert (r.dds.scorer_clip, r.dds.scorer_lr, r.dds.scorer_steps, r.dds.scorer_sees) == (0.5, 1e-6, 100_000, "x")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    settings = runs.resolve({"recipe": "quick", "name": "mine"}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"name = 'mine': .*file/mine cannot be written \(Not a directory\)"): runs.open_run(settings, root=tmp_path / "file")
+
+
+def test_what_says_only_where_a_run_is_kept_names_no_other_folder(tmp_path):
+    "Without a name: the same folder with other checkpoints kept, another one with another learning rate."
+    def folder(**given):
+        run = runs.open_run(runs.resolve({"recipe": "quick"} | given, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe), root=tmp_path)
+        run.close()
+        return run.folder
+    assert folder() == folder(keep=5, save_every=7, device="cpu") != folder(lr=0.3)
