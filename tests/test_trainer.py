@@ -23,7 +23,7 @@ from datasel_wb.core import Collectives
 from datasel_wb.data import Augment, DataRecipe, Loader, load_data
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
-from datasel_wb.trainer import Checkpoints, Eager, Recipe, Training, fit, saved_model, snapshot, step_where
+from datasel_wb.trainer import BACKENDS, Checkpoints, Eager, Recipe, Training, fit, saved_model, snapshot, step_where
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=7, eval_every=20, save_every=15)
 
@@ -451,6 +451,13 @@ def test_settings_speak(wrong, said):
 def test_cuda_without_cuda_is_refused():
     if torch.cuda.is_available(): pytest.skip("this machine has CUDA")
     with pytest.raises(ValueError, match="device = 'cuda': this machine has no CUDA device"): Eager("cuda")
+
+
+@pytest.mark.parametrize("recipe, processes, kind", [(replace(RECIPE, device="xla"), "1", "xla"), (RECIPE, "2", "torchrun")])
+def test_an_engine_that_was_not_imported_is_named(digits, monkeypatch, recipe, processes, kind):
+    monkeypatch.delitem(BACKENDS, kind, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(ValueError, match=f"import datasel_wb.tpu_trainer first, which has the engine for {kind}"): Training(recipe, digits)
 
 
 def test_a_batch_larger_than_the_split_is_refused(digits):
