@@ -319,11 +319,17 @@ def check_batch(batch_size: int, n: int, devices: int = 1) -> None:
     if not 1 <= batch_size <= n: raise ValueError(f"batch_size = {batch_size}: must lie in 1..{n}, the number of ids")
     if batch_size % devices: raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {devices} devices")
 
+def _lies_on(examples: Split, device) -> bool:
+    "Whether the images of a split are in the memory of a device."
+    return examples.nbytes is not None and examples.y.device.type == torch.device(device).type
+
+def _send(batch: Batch, device, collectives: Collectives) -> Batch:
+    return Batch(*(collectives.place(t, device) for t in batch))
+
 def fetch(examples: Split, ids: Tensor, device, collectives: Collectives) -> Batch:
     "The raw examples `ids` [B] on `device`: looked up there when the split lies there, else sent."
-    device = torch.device(device)
-    if examples.nbytes is not None and examples.y.device.type == device.type: return examples.take(collectives.place(ids, device))
-    return Batch(*(collectives.place(t, device) for t in examples.take(ids)))
+    if _lies_on(examples, device): return examples.take(collectives.place(ids, device))
+    return _send(examples.take(ids), device, collectives)
 
 def feed(
     examples: Split,
@@ -334,11 +340,9 @@ def feed(
     crops: tuple | None = None,  # (seed, epoch): a random window of each image, for a split on disk
 ) -> Iterator[Batch]:
     "`fetch` for every row; what must be sent is sent one batch ahead."
-    device = torch.device(device)
-    if examples.nbytes is not None and examples.y.device.type == device.type:
-        return (fetch(examples, row, device, collectives) for row in rows)
-    raw = examples.stream(rows, workers, crops, device.type == "cuda")
-    sent = (Batch(*(collectives.place(t, device) for t in batch)) for batch in raw)
+    if _lies_on(examples, device): return (fetch(examples, row, device, collectives) for row in rows)
+    raw = examples.stream(rows, workers, crops, torch.device(device).type == "cuda")
+    sent = (_send(batch, device, collectives) for batch in raw)
     return sent if workers and examples.nbytes is None else ahead(sent)   # workers decode ahead by themselves
 
 # %% ../nbs/01_data.ipynb #ac732f5e

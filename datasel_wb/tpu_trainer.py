@@ -175,9 +175,13 @@ class Mesh(Collectives):
     def split(self, t: Tensor, dim: int | None) -> Tensor:
         "Lay a tensor over the mesh along a dimension; None: all of it on every chip."
         if self.devices == 1: return t
-        self.spmd.clear_sharding(t)
         self.spmd.mark_sharding(t, self.mesh, tuple("data" if d == dim else None for d in range(t.ndim)))
         return t
+
+    def replicate(self, t: Tensor) -> None:
+        "All of a tensor on every chip, however it lay before."
+        if self.devices > 1: self.spmd.clear_sharding(t)
+        self.split(t, None)
 
     def place(self, t, device, dim=0): return self.split(t.to(device), dim)
     def mark(self): self.sync()
@@ -207,7 +211,7 @@ class XLA(Eager):
     def adapt(self, module): return _exchange(module, AffineBatchNorm)
 
     def settle(self, *tensors):
-        for t in tensors: self.collectives.split(t, None)
+        for t in tensors: self.collectives.replicate(t)
         self.fence()
 
     def holds(self, nbytes): return nbytes <= 4e9   # a quarter of the smallest chip's memory; with several chips XLA does not tell it
