@@ -144,9 +144,12 @@ class Collectives:
         for p, g in zip(params, self.sum(*(p.grad for p in params))): p.grad = g
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    "Momentum buffers of 0 before SGD's first step, so that it is made like all others."
+    "Averages of 0 before the first step of SGD or Adam, so that it is made like all others."
     for group in optimizer.param_groups:
-        for p in group["params"] if group["momentum"] else (): optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        adam = "betas" in group
+        for p in group["params"] if adam or group["momentum"] else ():
+            for name in ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",): optimizer.state[p][name] = torch.zeros_like(p)
+            if adam: optimizer.state[p]["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
 
 # %% ../nbs/00_core.ipynb #05c02c98
 RULES = {

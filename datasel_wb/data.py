@@ -365,6 +365,10 @@ class Loader:
         self.order_rng, self.augment_rng = seeded(seed, "order"), seeded(seed, "augment")
         self.order, self.position, self.epoch, self._raw = torch.zeros(0, dtype=torch.int64), 0, 0, None
     @property
+    def given(self) -> int:
+        "Examples in the last batch."
+        return self.batch_size
+    @property
     def remaining(self) -> int:
         "Batches left in this epoch; 0 before the first."
         return (len(self.order) - self.position) // self.batch_size

@@ -67,7 +67,11 @@ class Task:
 
     def dev_grad(self) -> dict:
         "∇ of the mean loss of a dev batch at the current weights, name -> tensor."
-        batch, names = self.dev_batch(), list(self.params())
+        return self.grad(self.dev_batch())
+
+    def grad(self, batch: Batch) -> dict:
+        "∇ of the mean loss of a prepared batch at the current weights, in evaluation mode, name -> tensor."
+        names = list(self.params())
         self.passes += self.collectives.count(batch.y)
         with evaluating(self.model), torch.enable_grad(), self.autocast():
             loss = self.collectives.mean(self.loss_fn(self.model(batch.x), batch.y))

@@ -309,7 +309,7 @@ def step_flops(
             if training.done: raise ValueError(f"steps = {steps}: the training ends before, at step {training.steps_done}")
             training.step()
     flops = pd.Series(meter.flops, dtype=float).rename_axis("part") / steps
-    examples = training.recipe.batch_size / training.backend.collectives.world
+    examples = training.loader.given / training.backend.collectives.world
     return pd.DataFrame({"flops": flops, "per_example": flops / examples, "share": flops / flops.sum()})
 
 # %% ../nbs/09_tpu_trainer.ipynb #7ed1e264
