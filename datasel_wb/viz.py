@@ -174,7 +174,14 @@ def _range_title(table: pd.DataFrame) -> str:
 # %% ../nbs/12_viz.ipynb #3e6d05ec
 X_TITLES = {"step": "optimizer step", "seconds": "training time, s", "examples_seen": "examples processed"}
 Y_TITLES = {"loss": "loss, nats", "top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %", "lr": "learning rate",
-            "grad_norm": "gradient norm", "auroc/score": "AUROC", "saturated": "share at the clip"}
+            "grad_norm": "gradient norm", "auroc/score": "AUROC", "saturated": "share at the clip",
+            "bleu": "BLEU", "chrf": "chrF", "perplexity": "perplexity"}
+
+def _metric(table: pd.DataFrame) -> tuple:
+    "What the means of a table are, from `table.attrs['metric']`: a word for titles and the title of an axis."
+    metric = table.attrs.get("metric")
+    title = Y_TITLES.get(metric or "top1", metric)
+    return title.split(",")[0] if metric else "accuracy", title
 
 def _rule(y: float, label: str) -> alt.LayerChart:
     "A dashed horizontal line with its name right of the plot."
@@ -737,20 +744,20 @@ def _runs(results: pd.DataFrame) -> tuple:
     return n, "one run per method" if results["std"].isna().all() else "bar: one standard deviation over seeds"
 
 def comparison(
-    results: pd.DataFrame,   # one row per method: method, n, mean, std
+    results: pd.DataFrame,   # one row per method: method, n, mean, std; attrs["metric"] names another metric than accuracy
 ) -> alt.LayerChart:
-    "Final accuracy of each method with its spread over seeds."
+    "Final accuracy, or another metric, of each method with its spread over seeds."
     _need(results, "results", "method", "n", "mean", "std")
     std = results["std"].fillna(0)
     rows = results[["method", "n", "mean", "std"]].assign(low=results["mean"] - std, high=results["mean"] + std)
     rows["label"] = [plus_minus(m, s) for m, s in zip(rows["mean"], rows["std"])]
-    look, (n, spread) = method_colours(rows["method"]), _runs(rows)
-    title = alt.Title(f"final accuracy, {n}", subtitle=spread)
+    look, (n, spread), (what, x_title) = method_colours(rows["method"]), _runs(rows), _metric(results)
+    title = alt.Title(f"final {what}, {n}", subtitle=spread)
     base = alt.Chart(rows, title=title, width=WIDTH, height=alt.Step(30)).encode(
         y=alt.Y("method:N", title=None, sort=list(look), axis=alt.Axis(ticks=False, domain=False, labelPadding=8)),
         color=alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
         tooltip=["method:N", "n:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f")])
-    x = dict(title="top-1 accuracy, %", scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
+    x = dict(title=x_title, scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
     dot = base.encode(x=alt.X("mean:Q", **x))
     text = dot.mark_text(dy=-11, fontSize=11).encode(text="label:N", color=alt.value(GREY))
     bar = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q")
@@ -836,10 +843,10 @@ def _cost_axis(x: pd.Series) -> tuple:
 
 # %% ../nbs/12_viz.ipynb #49f69847
 def accuracy_against_cost(
-    table: pd.DataFrame,   # one row per method, as `runs.results` gives: method, n, mean, std (percent), seconds, examples
+    table: pd.DataFrame,   # one row per method, as `runs.results` gives: method, n, mean, std, seconds, examples; attrs["metric"]
     x: str = "seconds",    # "seconds" (all training, pre-training included) or "examples" (processed)
 ) -> alt.LayerChart:
-    "Final accuracy of each method against its cost, with its spread over seeds and its name."
+    "Final accuracy, or another metric, of each method against its cost, with its spread over seeds and its name."
     rows = _cost_rows(table, x)
     domain, ticks, log = _cost_axis(rows["x"])
     y_domain = _padded(rows[["low", "high"]], 0.06)
@@ -847,8 +854,9 @@ def accuracy_against_cost(
     numbers = "format(datum.value, '~s')" if x == "examples" else "format(datum.value, ',.6~g')"
     x_axis = alt.Axis(labelExpr=numbers, **({"values": ticks} if ticks else {"tickCount": 6}))
     along = alt.X("x:Q", title=COSTS[x], axis=x_axis, scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False))
-    y = dict(title=Y_TITLES["top1"], scale=alt.Scale(domain=y_domain, nice=False))
-    base = alt.Chart(rows, title=alt.Title(f"accuracy against cost, {n}", subtitle=spread), width=COST_SIZE[0], height=COST_SIZE[1]).encode(
+    what, y_title = _metric(table)
+    y = dict(title=y_title, scale=alt.Scale(domain=y_domain, nice=False))
+    base = alt.Chart(rows, title=alt.Title(f"{what} against cost, {n}", subtitle=spread), width=COST_SIZE[0], height=COST_SIZE[1]).encode(
         color=alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
         tooltip=["method:N", "n:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f"),
                  alt.Tooltip("x:Q", title=x, format=",.4~g")])
