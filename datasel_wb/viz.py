@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'VERMILLION', 'GREY', 'COLOURS', 'WIDTH', 'HEIGHT', 'MAX_ROWS', 'X_TITLES', 'Y_TITLES', 'HEALTH', 'SIGMA_X',
-           'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'ROW', 'RING', 'COSTS', 'COST_SIZE', 'theme',
-           'method_colours', 'mimebundle', 'enable', 'over_seeds', 'curves', 'weights_over_time', 'diagnostics',
-           'sigma', 'score_histogram', 'removal', 'schedule', 'Picture', 'image_grid', 'ranked_images', 'data_picture',
-           'comparison', 'accuracy_against_cost', 'save_png']
+           'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'LANGUAGE_COLOURS', 'LANGUAGE_TITLES', 'ROW',
+           'RING', 'COSTS', 'COST_SIZE', 'theme', 'method_colours', 'mimebundle', 'enable', 'over_seeds', 'curves',
+           'weights_over_time', 'diagnostics', 'sigma', 'score_histogram', 'removal', 'schedule', 'language_colours',
+           'language_usage', 'language_lines', 'Picture', 'image_grid', 'ranked_images', 'data_picture', 'comparison',
+           'accuracy_against_cost', 'save_png']
 
 # %% ../nbs/12_viz.ipynb #1f34a128
 import base64
@@ -573,6 +574,148 @@ def schedule(
     names = pd.DataFrame({"y": last["share"], "text": [own.get(n, n) for n in last["line"]], "colour": [look[n][0] for n in last["line"]]})
     labels = ([] if own else [levels]) + ([names] if "method" in frame else [])
     return rule + line + _end_labels(pd.concat(labels), (0, 1))
+
+# %% ../nbs/12_viz.ipynb #4d7e5ef1
+LANGUAGE_COLOURS = (BLUE, "#E69F00", "#B83280", "#56B4E9", VERMILLION, "#A55AFF", "#009E73", "#55661E", "#CC79A7")
+LANGUAGE_TITLES = {"usage": ("source languages in training", "share of the examples"),
+                   "p": ("probabilities of the source languages", "probability"),
+                   "reward": ("rewards of the source languages", "reward")}   # title of the chart, of its y axis
+
+def language_colours(
+    names,     # languages in any iterable, repeats allowed
+) -> dict:     # name -> (colour, dash), in order of appearance
+    "A colour per language, and from the tenth on a dash too."
+    names, many = dict.fromkeys(names), len(LANGUAGE_COLOURS)
+    return {n: (LANGUAGE_COLOURS[i % many], [[1, 0], [6, 3], [2, 2]][i // many % 3]) for i, n in enumerate(names)}
+
+# %% ../nbs/12_viz.ipynb #1f3ea2d3
+def _language_rows(metrics: pd.DataFrame, methods, prefix: str, split: str) -> tuple:
+    "Rows named prefix/<language> with their language; their methods in order; a look for every language of `metrics`."
+    _need(metrics, "metrics", "method", "seed", "step", "split", "name", "value")
+    rows = _pick(metrics, "metrics", split=split)
+    names = {n: n.partition("/") for n in rows["name"].unique()}
+    own = {n: language for n, (head, _, language) in names.items() if head == prefix and language}
+    if not own:
+        there = ", ".join(list(names)[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+        raise ValueError(f"prefix = {prefix!r}: metrics with split {split!r} has no {prefix}/<language>, but {there}")
+    look = language_colours(language for head, _, language in names.values() if head in {*LANGUAGE_TITLES, prefix} and language)
+    rows = rows[rows["name"].isin(list(own))]
+    methods = [methods] if isinstance(methods, str) else list(methods or method_colours(rows["method"]))
+    for m in methods: _pick(rows, f"metrics of {prefix}/<language>", method=m)
+    rows = rows[rows["method"].isin(methods)]
+    return rows.assign(language=rows["name"].map(own)), methods, look
+
+def _language_table(rows: pd.DataFrame, methods: list) -> pd.DataFrame:
+    "`over_seeds` by language of every method, a panel each: panel, line, step, x, mean, low, high, seeds."
+    points = max(2, min(120, (MAX_ROWS - 500) // (len(methods) * rows["language"].nunique())))
+    parts = [over_seeds(rows[rows["method"] == m], by="language", points=points).assign(panel=m) for m in methods]
+    return pd.concat(parts, ignore_index=True)
+
+# %% ../nbs/12_viz.ipynb #481a0832
+def _language_shares(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    "The rows with 0 for every language that a step lacks; `ValueError` unless each step sums to 1."
+    where = ["method", "seed", "step"]
+    wide = rows.drop_duplicates([*where, "language"], keep="last").pivot(index=where, columns="language", values="value").fillna(0)
+    wrong = ((wide.sum(axis=1) - 1).abs() > 0.01) | (wide < 0).any(axis=1)
+    if wrong.any():
+        method, _, step = wide.index[wrong][0]
+        values = ", ".join(f"{v:.3g}" for v in wide[wrong].iloc[0][:9])
+        raise ValueError(f"prefix = {prefix!r}: {values} at step {step} of {method} are no shares, which sum to 1; see language_lines")
+    table = wide.reset_index()
+    first = table.drop_duplicates(["method", "seed"])   # counted since step 0
+    if prefix == "usage": table = pd.concat([first[first["step"] > 0].assign(step=0), table])
+    return table.melt(where, var_name="language")
+
+def _stacked(table: pd.DataFrame, order: list) -> pd.DataFrame:
+    "Upper edge, lower edge and middle of every band, the first of `order` on top."
+    table = table.assign(rank=table["line"].map(order.index)).sort_values("rank", kind="stable")
+    low = 1 - table.groupby(["panel", "step"])["mean"].cumsum()
+    edges = dict(high=low + table["mean"], low=low, label=low + table["mean"] / 2)
+    return table.drop(columns="rank").assign(**{c: v.round(4) for c, v in edges.items()})
+
+# %% ../nbs/12_viz.ipynb #d766dbd2
+def _small_axes(
+    place: tuple,        # number of the panel, of panels, of columns
+    x_domain: tuple,
+    y_domain: tuple,
+    y_title: str,
+    y_format: str,       # of d3
+) -> tuple:              # alt.X of "x", options of alt.Y
+    "Axes of one of several panels: y labels in the first column only, the x title where nothing is below."
+    k, n, columns = place
+    first, last = k % columns == 0, k + columns >= n
+    shown = dict(labelFlush=True) if first else dict(labels=False, ticks=False, domain=False)
+    x = alt.X("x:Q", title=X_TITLES["step"] if last else None, scale=alt.Scale(domain=x_domain, nice=False),
+              axis=alt.Axis(tickCount=4, labelExpr="format(datum.value, '~s')"))
+    y = dict(title=y_title if first else None, stack=None, scale=alt.Scale(domain=y_domain, nice=False),
+             axis=alt.Axis(tickCount=5, format=y_format, **shown))
+    return x, y
+
+# %% ../nbs/12_viz.ipynb #76a01af4
+def _language_panels(
+    table: pd.DataFrame,   # from `_language_table`, with label: the height of a name
+    look: dict,            # language -> (colour, dash), in order
+    prefix: str,           # of the names in the records
+    domain: tuple,         # of the y axes
+    columns: int,          # panels side by side, at most
+    draw,                  # base chart, options of alt.Y -> layers
+    y_format: str,
+    about: str,            # second line of the title
+) -> alt.ConcatChart:
+    "A panel per method on common axes, each with the languages' names at its right."
+    title, y_title = LANGUAGE_TITLES.get(prefix, (f"{prefix} of the source languages", prefix))
+    parts = dict(iter(table.groupby("panel", sort=False)))
+    columns, panels, ends = min(columns, len(parts)), [], (int(table["step"].min()), int(table["step"].max()))
+    width = {1: WIDTH, 2: 230}.get(columns, 180)
+    colours = alt.Scale(domain=list(look), range=[c for c, _ in look.values()])
+    for k, (method, part) in enumerate(parts.items()):
+        x, y = _small_axes((k, len(parts), columns), ends, domain, y_title, y_format)
+        last = part.groupby("line", sort=False).tail(1)
+        names = pd.DataFrame({"y": last["label"], "text": last["line"], "colour": [look[n][0] for n in last["line"]]})
+        part = part[["line", "x", "mean", "low", "high"]].assign(mean=_digits(part["mean"], 5))
+        base = alt.Chart(part, width=width, height=HEIGHT).encode(x=x, color=alt.Color("line:N", scale=colours, legend=None))
+        panels.append(alt.layer(*draw(base, y), _end_labels(names, domain, width), title=alt.Title(method, fontSize=11, offset=6, frame="group")))
+    return alt.concat(*panels, columns=columns, spacing=16, title=alt.Title(title, subtitle=about))
+
+# %% ../nbs/12_viz.ipynb #4b103144
+def language_usage(
+    metrics: pd.DataFrame,   # rows of runs: method, seed, step, split, name, value; shares are named prefix/<language>
+    methods=None,            # names in the order of the panels; None: all with such rows, uniform first
+    prefix: str = "usage",   # "usage" (share of the examples) or "p" (probabilities of the sampler)
+    split: str = "train",
+    columns: int = 3,        # panels side by side, at most
+) -> alt.ConcatChart:
+    "Share of each source language by step, a stack per method; means over seeds."
+    rows, methods, look = _language_rows(metrics, methods, prefix, split)
+    table = _language_table(_language_shares(rows, prefix), methods)
+    order = [n for n in look if (table["line"] == n).any()]
+    def draw(base, y):
+        tip = ["line:N", alt.Tooltip("x:Q", title="step"), alt.Tooltip("mean:Q", title="share", format=".1%")]
+        return [base.mark_area(opacity=1, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q", tooltip=tip)]
+    about = "one seed" if table["seeds"].max() == 1 else f"mean of {_seeds(table.groupby(['panel', 'line'])['seeds'].max())}"
+    return _language_panels(_stacked(table, order), {n: look[n] for n in order}, prefix, (0, 1), columns, draw, ".0%", about)
+
+# %% ../nbs/12_viz.ipynb #c88d9eee
+def language_lines(
+    metrics: pd.DataFrame,    # rows of runs: method, seed, step, split, name, value
+    prefix: str = "reward",   # of the names prefix/<language>
+    methods=None,             # names in the order of the panels; None: all with such rows, uniform first
+    split: str = "train",
+    columns: int = 3,         # panels side by side, at most
+) -> alt.ConcatChart:
+    "One quantity of each source language by step, a panel per method; mean and min to max over seeds."
+    rows, methods, look = _language_rows(metrics, methods, prefix, split)
+    table = _language_table(rows, methods)
+    look = {n: look[n] for n in look if (table["line"] == n).any()}
+    domain = _padded(table[["low", "high"]], 0.06)
+    def draw(base, y):
+        area = base.mark_area(opacity=0.12, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q")
+        tip = ["line:N", alt.Tooltip("x:Q", title="step"), alt.Tooltip("mean:Q", title=prefix, format=".4~g")]
+        line = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean:Q", **y), tooltip=tip)
+        zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 3]).encode(y="y:Q")
+        return [*([zero] if (table["low"] < 0).any() else []), area, _dashed(line, look)]
+    about = _range_title(table)
+    return _language_panels(table.assign(label=table["mean"]), look, prefix, domain, columns, draw, "~g", about)
 
 # %% ../nbs/12_viz.ipynb #82731035
 class Picture:
