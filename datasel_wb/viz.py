@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'VERMILLION', 'GREY', 'COLOURS', 'WIDTH', 'HEIGHT', 'MAX_ROWS', 'X_TITLES', 'Y_TITLES', 'HEALTH', 'SIGMA_X',
-           'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'LANGUAGE_COLOURS', 'LANGUAGE_TITLES', 'ROW',
-           'RING', 'COSTS', 'COST_SIZE', 'theme', 'method_colours', 'mimebundle', 'enable', 'over_seeds', 'curves',
-           'weights_over_time', 'diagnostics', 'sigma', 'score_histogram', 'removal', 'schedule', 'language_colours',
-           'language_usage', 'language_lines', 'Picture', 'image_grid', 'ranked_images', 'data_picture', 'comparison',
-           'accuracy_against_cost', 'save_png']
+           'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'LANGUAGE_COLOURS', 'LANGUAGE_TITLES',
+           'MAP_COLOURS', 'CELL', 'ROW', 'RING', 'COSTS', 'COST_SIZE', 'theme', 'method_colours', 'mimebundle',
+           'enable', 'over_seeds', 'curves', 'weights_over_time', 'diagnostics', 'sigma', 'score_histogram', 'removal',
+           'schedule', 'language_colours', 'language_usage', 'language_lines', 'similarity_map', 'Picture',
+           'image_grid', 'ranked_images', 'data_picture', 'comparison', 'accuracy_against_cost', 'save_png']
 
 # %% ../nbs/12_viz.ipynb #1f34a128
 import base64
@@ -716,6 +716,56 @@ def language_lines(
         return [*([zero] if (table["low"] < 0).any() else []), area, _dashed(line, look)]
     about = _range_title(table)
     return _language_panels(table.assign(label=table["mean"]), look, prefix, domain, columns, draw, "~g", about)
+
+# %% ../nbs/12_viz.ipynb #f9b9f9b3
+MAP_COLOURS = "#E6EEF5", "#00466E"   # of the lowest and the highest value
+CELL = 38                            # side of a cell, pixels
+
+def _inks(values, domain: tuple) -> list:
+    "Black or white for the text of each cell: what contrasts more with the cell's colour (WCAG 2)."
+    ends = np.array([[int(c[i:i + 2], 16) / 255 for i in (1, 3, 5)] for c in MAP_COLOURS])
+    share = ((np.asarray(values, float) - domain[0]) / (domain[1] - domain[0])).clip(0, 1)[:, None]
+    rgb = ends[0] + share * (ends[1] - ends[0])
+    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    return np.where((linear + 0.05) ** 2 > 1.05 * 0.05, "#000000", "#FFFFFF").tolist()
+
+def _cells(frame: pd.DataFrame, domain: tuple) -> pd.DataFrame:
+    "One row per cell: row, column, value, ink; `ValueError` unless rows and columns name the same languages."
+    if not frame.size: raise ValueError("frame: there is no language")
+    rows, columns = [list(map(str, names)) for names in (frame.index, frame.columns)]
+    if sorted(rows) != sorted(columns):
+        raise ValueError(f"frame: its rows are {', '.join(rows)}, its columns {', '.join(columns)}; must be the same languages")
+    table = pd.DataFrame({"row": np.repeat(rows, len(rows)), "column": columns * len(rows), "value": frame.to_numpy(float).ravel()})
+    if (bad := table["value"][~table["value"].between(0, 1) & table["value"].notna()]).size:
+        raise ValueError(f"frame: {float(bad.iloc[0])!r}: must be between 0 and 1")
+    return table.assign(value=_digits(table["value"], 4), ink=_inks(table["value"], domain))
+
+# %% ../nbs/12_viz.ipynb #b263f43c
+def similarity_map(
+    frame: pd.DataFrame,               # square, languages in index and columns; values in [0, 1]; NaN leaves a cell empty
+    title: str = "similarity of languages",
+    row_title: str | None = None,      # beside the rows
+    column_title: str | None = None,   # above the columns
+    highlight: str | None = None,      # language whose row is outlined
+    domain: tuple = (0, 1),            # values of the lightest and the darkest colour
+    digits: int = 2,                   # after the point
+) -> alt.LayerChart:
+    "Heat map of a square table with its numbers in the cells."
+    table = _cells(frame, domain)
+    rows, columns = (list(dict.fromkeys(table[c])) for c in ("row", "column"))
+    if highlight is not None: _known(highlight, "highlight", rows)
+    names, gaps = dict(ticks=False, domain=False, grid=False, labelPadding=6), dict(paddingInner=0.05, paddingOuter=0.05)
+    angle = 0 if max(map(len, columns)) <= 5 else -45
+    base = alt.Chart(table, title=title, width=alt.Step(CELL), height=alt.Step(CELL)).encode(
+        x=alt.X("column:N", title=column_title, scale=alt.Scale(domain=columns, **gaps), axis=alt.Axis(orient="top", labelAngle=angle, **names)),
+        y=alt.Y("row:N", title=row_title, scale=alt.Scale(domain=rows, **gaps), axis=alt.Axis(**names)), tooltip=["row", "column", "value"])
+    colours = alt.Scale(domain=domain, range=MAP_COLOURS, interpolate="rgb", clamp=True)
+    cells = base.transform_filter("isValid(datum.value)").mark_rect().encode(color=alt.Color("value:Q", scale=colours, legend=None))
+    texts = [cells.transform_filter(f"datum.ink == '{ink}'").mark_text(fontSize=11).encode(
+        text=alt.Text("value:Q", format=f".{digits}f"), color=alt.value(ink)) for ink in dict.fromkeys(table["ink"])]
+    if highlight is None: return alt.layer(cells, *texts)
+    outline = alt.Chart(pd.DataFrame({"row": [highlight]})).mark_rect(filled=False, stroke=VERMILLION, strokeWidth=3)
+    return alt.layer(cells, *texts, outline.encode(y="row:N"))
 
 # %% ../nbs/12_viz.ipynb #82731035
 class Picture:
