@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'VERMILLION', 'GREY', 'COLOURS', 'WIDTH', 'HEIGHT', 'MAX_ROWS', 'X_TITLES', 'Y_TITLES', 'HEALTH', 'SIGMA_X',
-           'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'ROW', 'RING', 'COSTS', 'COST_SIZE', 'theme',
-           'method_colours', 'mimebundle', 'enable', 'over_seeds', 'curves', 'weights_over_time', 'diagnostics',
-           'sigma', 'score_histogram', 'removal', 'schedule', 'Picture', 'image_grid', 'ranked_images', 'data_picture',
-           'comparison', 'accuracy_against_cost', 'save_png']
+           'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'LANGUAGE_COLOURS', 'LANGUAGE_TITLES',
+           'MAP_COLOURS', 'CELL', 'ROW', 'RING', 'COSTS', 'COST_SIZE', 'theme', 'method_colours', 'mimebundle',
+           'enable', 'over_seeds', 'curves', 'weights_over_time', 'diagnostics', 'sigma', 'score_histogram', 'removal',
+           'schedule', 'language_colours', 'language_usage', 'language_lines', 'similarity_map', 'Picture',
+           'image_grid', 'ranked_images', 'data_picture', 'comparison', 'accuracy_against_cost', 'save_png']
 
 # %% ../nbs/12_viz.ipynb #1f34a128
 import base64
@@ -174,7 +175,14 @@ def _range_title(table: pd.DataFrame) -> str:
 # %% ../nbs/12_viz.ipynb #3e6d05ec
 X_TITLES = {"step": "optimizer step", "seconds": "training time, s", "examples_seen": "examples processed"}
 Y_TITLES = {"loss": "loss, nats", "top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %", "lr": "learning rate",
-            "grad_norm": "gradient norm", "auroc/score": "AUROC", "saturated": "share at the clip"}
+            "grad_norm": "gradient norm", "auroc/score": "AUROC", "saturated": "share at the clip",
+            "bleu": "BLEU", "chrf": "chrF", "perplexity": "perplexity"}
+
+def _metric(table: pd.DataFrame) -> tuple:
+    "What the means of a table are, from `table.attrs['metric']`: a word for titles and the title of an axis."
+    metric = table.attrs.get("metric")
+    title = Y_TITLES.get(metric or "top1", metric)
+    return title.split(",")[0] if metric else "accuracy", title
 
 def _rule(y: float, label: str) -> alt.LayerChart:
     "A dashed horizontal line with its name right of the plot."
@@ -567,6 +575,198 @@ def schedule(
     labels = ([] if own else [levels]) + ([names] if "method" in frame else [])
     return rule + line + _end_labels(pd.concat(labels), (0, 1))
 
+# %% ../nbs/12_viz.ipynb #4d7e5ef1
+LANGUAGE_COLOURS = (BLUE, "#E69F00", "#B83280", "#56B4E9", VERMILLION, "#A55AFF", "#009E73", "#55661E", "#CC79A7")
+LANGUAGE_TITLES = {"usage": ("source languages in training", "share of the examples"),
+                   "p": ("probabilities of the source languages", "probability"),
+                   "reward": ("rewards of the source languages", "reward")}   # title of the chart, of its y axis
+
+def language_colours(
+    names,     # languages in any iterable, repeats allowed
+) -> dict:     # name -> (colour, dash), in order of appearance
+    "A colour per language, and from the tenth on a dash too."
+    names, many = dict.fromkeys(names), len(LANGUAGE_COLOURS)
+    return {n: (LANGUAGE_COLOURS[i % many], [[1, 0], [6, 3], [2, 2]][i // many % 3]) for i, n in enumerate(names)}
+
+# %% ../nbs/12_viz.ipynb #1f3ea2d3
+def _language_rows(metrics: pd.DataFrame, methods, prefix: str, split: str) -> tuple:
+    "Rows named prefix/<language> with their language; their methods in order; a look for every language of `metrics`."
+    _need(metrics, "metrics", "method", "seed", "step", "split", "name", "value")
+    rows = _pick(metrics, "metrics", split=split)
+    names = {n: n.partition("/") for n in rows["name"].unique()}
+    own = {n: language for n, (head, _, language) in names.items() if head == prefix and language}
+    if not own:
+        there = ", ".join(list(names)[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+        raise ValueError(f"prefix = {prefix!r}: metrics with split {split!r} has no {prefix}/<language>, but {there}")
+    look = language_colours(language for head, _, language in names.values() if head in {*LANGUAGE_TITLES, prefix} and language)
+    rows = rows[rows["name"].isin(list(own))]
+    methods = [methods] if isinstance(methods, str) else list(methods or method_colours(rows["method"]))
+    for m in methods: _pick(rows, f"metrics of {prefix}/<language>", method=m)
+    rows = rows[rows["method"].isin(methods)]
+    return rows.assign(language=rows["name"].map(own)), methods, look
+
+def _language_table(rows: pd.DataFrame, methods: list) -> pd.DataFrame:
+    "`over_seeds` by language of every method, a panel each: panel, line, step, x, mean, low, high, seeds."
+    points = max(2, min(120, (MAX_ROWS - 500) // (len(methods) * rows["language"].nunique())))
+    parts = [over_seeds(rows[rows["method"] == m], by="language", points=points).assign(panel=m) for m in methods]
+    return pd.concat(parts, ignore_index=True)
+
+# %% ../nbs/12_viz.ipynb #481a0832
+def _language_shares(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    "The rows with 0 for every language that a step lacks; `ValueError` unless each step sums to 1."
+    where = ["method", "seed", "step"]
+    wide = rows.drop_duplicates([*where, "language"], keep="last").pivot(index=where, columns="language", values="value").fillna(0)
+    wrong = ((wide.sum(axis=1) - 1).abs() > 0.01) | (wide < 0).any(axis=1)
+    if wrong.any():
+        method, _, step = wide.index[wrong][0]
+        values = ", ".join(f"{v:.3g}" for v in wide[wrong].iloc[0][:9])
+        raise ValueError(f"prefix = {prefix!r}: {values} at step {step} of {method} are no shares, which sum to 1; see language_lines")
+    table = wide.reset_index()
+    first = table.drop_duplicates(["method", "seed"])   # counted since step 0
+    if prefix == "usage": table = pd.concat([first[first["step"] > 0].assign(step=0), table])
+    return table.melt(where, var_name="language")
+
+def _stacked(table: pd.DataFrame, order: list) -> pd.DataFrame:
+    "Upper edge, lower edge and middle of every band, the first of `order` on top."
+    table = table.assign(rank=table["line"].map(order.index)).sort_values("rank", kind="stable")
+    low = 1 - table.groupby(["panel", "step"])["mean"].cumsum()
+    edges = dict(high=low + table["mean"], low=low, label=low + table["mean"] / 2)
+    return table.drop(columns="rank").assign(**{c: v.round(4) for c, v in edges.items()})
+
+# %% ../nbs/12_viz.ipynb #d766dbd2
+def _small_axes(
+    place: tuple,        # number of the panel, of panels, of columns
+    x_domain: tuple,
+    y_domain: tuple,
+    y_title: str,
+    y_format: str,       # of d3
+) -> tuple:              # alt.X of "x", options of alt.Y
+    "Axes of one of several panels: y labels in the first column only, the x title where nothing is below."
+    k, n, columns = place
+    first, last = k % columns == 0, k + columns >= n
+    shown = dict(labelFlush=True) if first else dict(labels=False, ticks=False, domain=False)
+    x = alt.X("x:Q", title=X_TITLES["step"] if last else None, scale=alt.Scale(domain=x_domain, nice=False),
+              axis=alt.Axis(tickCount=4, labelExpr="format(datum.value, '~s')"))
+    y = dict(title=y_title if first else None, stack=None, scale=alt.Scale(domain=y_domain, nice=False),
+             axis=alt.Axis(tickCount=5, format=y_format, **shown))
+    return x, y
+
+# %% ../nbs/12_viz.ipynb #76a01af4
+def _language_panels(
+    table: pd.DataFrame,   # from `_language_table`, with label: the height of a name
+    look: dict,            # language -> (colour, dash), in order
+    prefix: str,           # of the names in the records
+    domain: tuple,         # of the y axes
+    columns: int,          # panels side by side, at most
+    draw,                  # base chart, options of alt.Y -> layers
+    y_format: str,
+    about: str,            # second line of the title
+) -> alt.ConcatChart:
+    "A panel per method on common axes, each with the languages' names at its right."
+    title, y_title = LANGUAGE_TITLES.get(prefix, (f"{prefix} of the source languages", prefix))
+    parts = dict(iter(table.groupby("panel", sort=False)))
+    columns, panels, ends = min(columns, len(parts)), [], (int(table["step"].min()), int(table["step"].max()))
+    width = {1: WIDTH, 2: 230}.get(columns, 180)
+    colours = alt.Scale(domain=list(look), range=[c for c, _ in look.values()])
+    for k, (method, part) in enumerate(parts.items()):
+        x, y = _small_axes((k, len(parts), columns), ends, domain, y_title, y_format)
+        last = part.groupby("line", sort=False).tail(1)
+        names = pd.DataFrame({"y": last["label"], "text": last["line"], "colour": [look[n][0] for n in last["line"]]})
+        part = part[["line", "x", "mean", "low", "high"]].assign(mean=_digits(part["mean"], 5))
+        base = alt.Chart(part, width=width, height=HEIGHT).encode(x=x, color=alt.Color("line:N", scale=colours, legend=None))
+        panels.append(alt.layer(*draw(base, y), _end_labels(names, domain, width), title=alt.Title(method, fontSize=11, offset=6, frame="group")))
+    return alt.concat(*panels, columns=columns, spacing=16, title=alt.Title(title, subtitle=about))
+
+# %% ../nbs/12_viz.ipynb #4b103144
+def language_usage(
+    metrics: pd.DataFrame,   # rows of runs: method, seed, step, split, name, value; shares are named prefix/<language>
+    methods=None,            # names in the order of the panels; None: all with such rows, uniform first
+    prefix: str = "usage",   # "usage" (share of the examples) or "p" (probabilities of the sampler)
+    split: str = "train",
+    columns: int = 3,        # panels side by side, at most
+) -> alt.ConcatChart:
+    "Share of each source language by step, a stack per method; means over seeds."
+    rows, methods, look = _language_rows(metrics, methods, prefix, split)
+    table = _language_table(_language_shares(rows, prefix), methods)
+    order = [n for n in look if (table["line"] == n).any()]
+    def draw(base, y):
+        tip = ["line:N", alt.Tooltip("x:Q", title="step"), alt.Tooltip("mean:Q", title="share", format=".1%")]
+        return [base.mark_area(opacity=1, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q", tooltip=tip)]
+    about = "one seed" if table["seeds"].max() == 1 else f"mean of {_seeds(table.groupby(['panel', 'line'])['seeds'].max())}"
+    return _language_panels(_stacked(table, order), {n: look[n] for n in order}, prefix, (0, 1), columns, draw, ".0%", about)
+
+# %% ../nbs/12_viz.ipynb #c88d9eee
+def language_lines(
+    metrics: pd.DataFrame,    # rows of runs: method, seed, step, split, name, value
+    prefix: str = "reward",   # of the names prefix/<language>
+    methods=None,             # names in the order of the panels; None: all with such rows, uniform first
+    split: str = "train",
+    columns: int = 3,         # panels side by side, at most
+) -> alt.ConcatChart:
+    "One quantity of each source language by step, a panel per method; mean and min to max over seeds."
+    rows, methods, look = _language_rows(metrics, methods, prefix, split)
+    table = _language_table(rows, methods)
+    look = {n: look[n] for n in look if (table["line"] == n).any()}
+    domain = _padded(table[["low", "high"]], 0.06)
+    def draw(base, y):
+        area = base.mark_area(opacity=0.12, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q")
+        tip = ["line:N", alt.Tooltip("x:Q", title="step"), alt.Tooltip("mean:Q", title=prefix, format=".4~g")]
+        line = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean:Q", **y), tooltip=tip)
+        zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 3]).encode(y="y:Q")
+        return [*([zero] if (table["low"] < 0).any() else []), area, _dashed(line, look)]
+    about = _range_title(table)
+    return _language_panels(table.assign(label=table["mean"]), look, prefix, domain, columns, draw, "~g", about)
+
+# %% ../nbs/12_viz.ipynb #f9b9f9b3
+MAP_COLOURS = "#E6EEF5", "#00466E"   # of the lowest and the highest value
+CELL = 38                            # side of a cell, pixels
+
+def _inks(values, domain: tuple) -> list:
+    "Black or white for the text of each cell: what contrasts more with the cell's colour (WCAG 2)."
+    ends = np.array([[int(c[i:i + 2], 16) / 255 for i in (1, 3, 5)] for c in MAP_COLOURS])
+    share = ((np.asarray(values, float) - domain[0]) / (domain[1] - domain[0])).clip(0, 1)[:, None]
+    rgb = ends[0] + share * (ends[1] - ends[0])
+    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    return np.where((linear + 0.05) ** 2 > 1.05 * 0.05, "#000000", "#FFFFFF").tolist()
+
+def _cells(frame: pd.DataFrame, domain: tuple) -> pd.DataFrame:
+    "One row per cell: row, column, value, ink; `ValueError` unless rows and columns name the same languages."
+    if not frame.size: raise ValueError("frame: there is no language")
+    rows, columns = [list(map(str, names)) for names in (frame.index, frame.columns)]
+    if sorted(rows) != sorted(columns):
+        raise ValueError(f"frame: its rows are {', '.join(rows)}, its columns {', '.join(columns)}; must be the same languages")
+    table = pd.DataFrame({"row": np.repeat(rows, len(rows)), "column": columns * len(rows), "value": frame.to_numpy(float).ravel()})
+    if (bad := table["value"][~table["value"].between(0, 1) & table["value"].notna()]).size:
+        raise ValueError(f"frame: {float(bad.iloc[0])!r}: must be between 0 and 1")
+    return table.assign(value=_digits(table["value"], 4), ink=_inks(table["value"], domain))
+
+# %% ../nbs/12_viz.ipynb #b263f43c
+def similarity_map(
+    frame: pd.DataFrame,               # square, languages in index and columns; values in [0, 1]; NaN leaves a cell empty
+    title: str = "similarity of languages",
+    row_title: str | None = None,      # beside the rows
+    column_title: str | None = None,   # above the columns
+    highlight: str | None = None,      # language whose row is outlined
+    domain: tuple = (0, 1),            # values of the lightest and the darkest colour
+    digits: int = 2,                   # after the point
+) -> alt.LayerChart:
+    "Heat map of a square table with its numbers in the cells."
+    table = _cells(frame, domain)
+    rows, columns = (list(dict.fromkeys(table[c])) for c in ("row", "column"))
+    if highlight is not None: _known(highlight, "highlight", rows)
+    names, gaps = dict(ticks=False, domain=False, grid=False, labelPadding=6), dict(paddingInner=0.05, paddingOuter=0.05)
+    angle = 0 if max(map(len, columns)) <= 5 else -45
+    base = alt.Chart(table, title=title, width=alt.Step(CELL), height=alt.Step(CELL)).encode(
+        x=alt.X("column:N", title=column_title, scale=alt.Scale(domain=columns, **gaps), axis=alt.Axis(orient="top", labelAngle=angle, **names)),
+        y=alt.Y("row:N", title=row_title, scale=alt.Scale(domain=rows, **gaps), axis=alt.Axis(**names)), tooltip=["row", "column", "value"])
+    colours = alt.Scale(domain=domain, range=MAP_COLOURS, interpolate="rgb", clamp=True)
+    cells = base.transform_filter("isValid(datum.value)").mark_rect().encode(color=alt.Color("value:Q", scale=colours, legend=None))
+    texts = [cells.transform_filter(f"datum.ink == '{ink}'").mark_text(fontSize=11).encode(
+        text=alt.Text("value:Q", format=f".{digits}f"), color=alt.value(ink)) for ink in dict.fromkeys(table["ink"])]
+    if highlight is None: return alt.layer(cells, *texts)
+    outline = alt.Chart(pd.DataFrame({"row": [highlight]})).mark_rect(filled=False, stroke=VERMILLION, strokeWidth=3)
+    return alt.layer(cells, *texts, outline.encode(y="row:N"))
+
 # %% ../nbs/12_viz.ipynb #82731035
 class Picture:
     "A PNG that shows itself in notebooks, sharp on fine screens, with alternative text."
@@ -737,20 +937,20 @@ def _runs(results: pd.DataFrame) -> tuple:
     return n, "one run per method" if results["std"].isna().all() else "bar: one standard deviation over seeds"
 
 def comparison(
-    results: pd.DataFrame,   # one row per method: method, n, mean, std
+    results: pd.DataFrame,   # one row per method: method, n, mean, std; attrs["metric"] names another metric than accuracy
 ) -> alt.LayerChart:
-    "Final accuracy of each method with its spread over seeds."
+    "Final accuracy, or another metric, of each method with its spread over seeds."
     _need(results, "results", "method", "n", "mean", "std")
     std = results["std"].fillna(0)
     rows = results[["method", "n", "mean", "std"]].assign(low=results["mean"] - std, high=results["mean"] + std)
     rows["label"] = [plus_minus(m, s) for m, s in zip(rows["mean"], rows["std"])]
-    look, (n, spread) = method_colours(rows["method"]), _runs(rows)
-    title = alt.Title(f"final accuracy, {n}", subtitle=spread)
+    look, (n, spread), (what, x_title) = method_colours(rows["method"]), _runs(rows), _metric(results)
+    title = alt.Title(f"final {what}, {n}", subtitle=spread)
     base = alt.Chart(rows, title=title, width=WIDTH, height=alt.Step(30)).encode(
         y=alt.Y("method:N", title=None, sort=list(look), axis=alt.Axis(ticks=False, domain=False, labelPadding=8)),
         color=alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
         tooltip=["method:N", "n:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f")])
-    x = dict(title="top-1 accuracy, %", scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
+    x = dict(title=x_title, scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
     dot = base.encode(x=alt.X("mean:Q", **x))
     text = dot.mark_text(dy=-11, fontSize=11).encode(text="label:N", color=alt.value(GREY))
     bar = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q")
@@ -836,10 +1036,10 @@ def _cost_axis(x: pd.Series) -> tuple:
 
 # %% ../nbs/12_viz.ipynb #49f69847
 def accuracy_against_cost(
-    table: pd.DataFrame,   # one row per method, as `runs.results` gives: method, n, mean, std (percent), seconds, examples
+    table: pd.DataFrame,   # one row per method, as `runs.results` gives: method, n, mean, std, seconds, examples; attrs["metric"]
     x: str = "seconds",    # "seconds" (all training, pre-training included) or "examples" (processed)
 ) -> alt.LayerChart:
-    "Final accuracy of each method against its cost, with its spread over seeds and its name."
+    "Final accuracy, or another metric, of each method against its cost, with its spread over seeds and its name."
     rows = _cost_rows(table, x)
     domain, ticks, log = _cost_axis(rows["x"])
     y_domain = _padded(rows[["low", "high"]], 0.06)
@@ -847,8 +1047,9 @@ def accuracy_against_cost(
     numbers = "format(datum.value, '~s')" if x == "examples" else "format(datum.value, ',.6~g')"
     x_axis = alt.Axis(labelExpr=numbers, **({"values": ticks} if ticks else {"tickCount": 6}))
     along = alt.X("x:Q", title=COSTS[x], axis=x_axis, scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False))
-    y = dict(title=Y_TITLES["top1"], scale=alt.Scale(domain=y_domain, nice=False))
-    base = alt.Chart(rows, title=alt.Title(f"accuracy against cost, {n}", subtitle=spread), width=COST_SIZE[0], height=COST_SIZE[1]).encode(
+    what, y_title = _metric(table)
+    y = dict(title=y_title, scale=alt.Scale(domain=y_domain, nice=False))
+    base = alt.Chart(rows, title=alt.Title(f"{what} against cost, {n}", subtitle=spread), width=COST_SIZE[0], height=COST_SIZE[1]).encode(
         color=alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
         tooltip=["method:N", "n:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f"),
                  alt.Tooltip("x:Q", title=x, format=",.4~g")])

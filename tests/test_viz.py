@@ -57,6 +57,20 @@ def make_results(n=15, cost=lambda k: 30.0 * 1.2**k):
                          "seconds": [cost(k) for k in range(n)], "pretrain_seconds": 0.0, "examples": 256_000})
 
 
+LANGUAGES = ("tur", "rus", "por", "ces", "aze", "bel", "glg", "slk", "ukr")
+
+
+def make_languages(prefix="usage", languages=LANGUAGES, methods=("uniform", "tcs", "dds"), seeds=3, steps=range(100, 600, 100)):
+    "Random shares of languages, which sum to 1 at each step."
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([dict(method=m, seed=s, step=t, split="train", name=f"{prefix}/{language}", value=v) for m in methods for s in range(seeds)
+                         for t in steps for language, v in zip(languages, rng.dirichlet(np.ones(len(languages))))])
+
+
+def make_similarity(n=9):
+    return pd.DataFrame(np.random.default_rng(0).uniform(size=(n, n)), LANGUAGES[:n], LANGUAGES[:n])
+
+
 @pytest.fixture(scope="module")
 def records():
     rng = np.random.default_rng(0)
@@ -68,7 +82,7 @@ def records():
                           for k, name in enumerate(("forgetting", "max_loss_increase", "random")) for r in range(0, 30_000, 5000) for seed in range(3)])
     plan = pd.DataFrame({"epoch": range(20), "share": np.linspace(1, 0.2, 20)})
     return dict(metrics=make_metrics(names=(("test", "top1"), *WEIGHTS)), examples=examples, results=results, images=images, labels=np.arange(60) % 12,
-                sigma=make_sigma(), sweep=sweep, plan=plan)
+                sigma=make_sigma(), sweep=sweep, plan=plan, languages=make_languages(), similarity=make_similarity())
 
 
 CHARTS = {
@@ -91,6 +105,14 @@ CHARTS = {
     "cost": lambda r: viz.accuracy_against_cost(r["results"]),
     "cost, many": lambda r: viz.accuracy_against_cost(make_results()),
     "cost, all the same": lambda r: viz.accuracy_against_cost(make_results(), x="examples"),
+    "languages": lambda r: viz.language_usage(r["languages"]),
+    "languages, six methods": lambda r: viz.language_usage(make_languages(methods="abcdef", steps=range(0, 9000, 10), seeds=1)),
+    "languages, one step": lambda r: viz.language_usage(make_languages(steps=[100], seeds=1), "tcs"),
+    "languages, probabilities": lambda r: viz.language_usage(make_languages("p"), prefix="p", columns=2),
+    "languages, lines": lambda r: viz.language_lines(make_languages("reward").assign(value=lambda t: t["value"] - 0.1)),
+    "languages, lines of eleven": lambda r: viz.language_lines(make_languages("margin", tuple("abcdefghijk")), "margin", columns=2),
+    "similarity": lambda r: viz.similarity_map(r["similarity"], highlight="aze"),
+    "similarity, gaps": lambda r: viz.similarity_map(make_similarity(2).where(np.eye(2) == 0), "overlap", "target", "source", domain=(0, 0.5), digits=1),
 }
 
 
@@ -314,6 +336,84 @@ def test_names_of_many_methods_do_not_cover_each_other():
         for i in range(14): assert viz._overlap(boxes[i], np.delete(boxes, i, 0)) == 0
 
 
+def panels(chart) -> dict:
+    "Rows of the first mark of each panel, by its title."
+    spec = chart.to_dict()
+    return {p["title"]["text"]: pd.DataFrame(spec["datasets"][p["layer"][0]["data"]["name"]]) for p in spec["concat"]}
+
+
+def test_language_shares_agree_with_pandas_and_fill_the_panel():
+    rows = make_languages()
+    gone = rows["name"].eq("usage/slk") & rows["step"].eq(300) & rows["seed"].eq(1)   # an unnamed language has share 0
+    rows.loc[rows["name"].eq("usage/rus") & rows["step"].eq(300) & rows["seed"].eq(1), "value"] += rows.loc[gone, "value"].to_numpy()
+    own = rows.assign(value=rows["value"].where(~gone, 0)).groupby(["method", "name", "step"])["value"].mean()
+    shown = panels(viz.language_usage(rows[~gone]))
+    assert list(shown) == ["uniform", "tcs", "dds"]
+    for method, table in shown.items():
+        heights = (table["high"] - table["low"]).set_axis(pd.MultiIndex.from_frame(table[["line", "x"]]))
+        for (name, step), value in own[method].items(): assert np.isclose(heights[name.removeprefix("usage/"), step], value, atol=2e-4)
+        assert np.allclose(heights.xs(0, level="x").loc[list(LANGUAGES)], heights.xs(100, level="x").loc[list(LANGUAGES)]), "the first share counts since step 0"
+        for _, at in table.groupby("x"):
+            at = at.set_index("line").loc[list(LANGUAGES)]   # the first language on top, no gap below it
+            assert at["high"].iloc[0] == 1 and at["low"].iloc[-1] == 0 and np.allclose(at["low"][:-1], at["high"][1:], atol=2e-4)
+
+
+def test_language_has_one_colour_in_all_charts_and_axes_are_shared():
+    rows = pd.concat([make_languages(), make_languages("p"), make_languages("reward", LANGUAGES[3:])])
+    charts = viz.language_usage(rows), viz.language_usage(rows, ["dds", "tcs"], prefix="p"), viz.language_lines(rows)
+    looks = []
+    for chart in charts:
+        encodings = [layer["encoding"] for p in chart.to_dict()["concat"] for layer in p["layer"] if "line" in json.dumps(layer.get("encoding", {}).get("color", {}))]
+        for channel in "xy": assert len({json.dumps(e[channel]["scale"]) for e in encodings}) == 1
+        scales = [e["color"]["scale"] for e in encodings]
+        looks += [dict(zip(s["domain"], s["range"])) for s in scales]
+    assert list(looks[0]) == list(LANGUAGES) and len(set(looks[0].values())) == 9 and list(looks[-1]) == list(LANGUAGES[3:])
+    assert all(look[n] == looks[0][n] for look in looks for n in look)
+    assert list(panels(charts[1])) == ["dds", "tcs"]
+
+
+def test_language_lines_agree_with_pandas():
+    rows = make_languages("reward", methods=["dds"]).assign(value=lambda t: t["value"] - 0.5)
+    chart = viz.language_lines(rows)
+    shown = all_rows(chart).dropna(subset=["line"]).set_index(["line", "x"]).sort_index()
+    own = rows.assign(line=rows["name"].str.removeprefix("reward/")).groupby(["line", "step"])["value"].agg(["mean", "min", "max"]).sort_index()
+    assert np.allclose(shown[["mean", "low", "high"]], own, atol=1e-5)
+    first = [viz.language_lines(r).to_dict()["concat"][0]["layer"][0]["mark"]["type"] for r in (rows, rows.assign(value=1.0))]
+    assert first == ["rule", "area"], "a rule at 0 where something is below"
+
+
+def test_similarity_keeps_the_order_and_its_numbers_are_readable():
+    frame = make_similarity()[list(LANGUAGES[::-1])]
+    spec = viz.similarity_map(frame, highlight="aze").to_dict()
+    cells = all_rows(viz.similarity_map(frame)).set_index(["row", "column"])
+    assert np.allclose(cells["value"].unstack().loc[frame.index, frame.columns], frame, atol=1e-4)
+    assert [spec["layer"][0]["encoding"][c]["scale"]["domain"] for c in "yx"] == [list(frame.index), list(frame.columns)]
+    assert spec["layer"][-1]["mark"]["stroke"] == viz.VERMILLION and [{"row": "aze"}] in spec["datasets"].values()
+    png = viz._png(viz.similarity_map(pd.DataFrame([[0.5]], ["a"], ["a"]), title="").to_dict(), 4, None)
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3)
+    ends = np.array([[int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in viz.MAP_COLOURS])
+    assert (abs(pixels.astype(int) - ends.mean(0)).max(1) <= 2).sum() > 5000, "the cell has the colour that the ink was chosen for"
+    for value, ink in zip(np.linspace(0, 1, 101), viz._inks(np.linspace(0, 1, 101), (0, 1))):
+        r = (ends[0] + value * (ends[1] - ends[0])) / 255
+        level = np.where(r <= 0.03928, r / 12.92, ((r + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722] + 0.05
+        assert (1.05 / level if ink == "#FFFFFF" else level / 0.05) > 4.5
+
+
+@pytest.mark.parametrize("metric, title", [(None, "top-1 accuracy, %"), ("bleu", "BLEU"), ("chrf", "chrF"), ("BLEU, detokenised", "BLEU, detokenised")])
+def test_result_charts_name_their_metric(records, metric, title):
+    table = records["results"].copy()
+    if metric: table.attrs["metric"] = metric
+    for chart in (viz.comparison(table), viz.accuracy_against_cost(table)):
+        said = json.dumps(chart.to_dict())
+        assert f'"title": "{title}"' in said and (("accuracy" in said) == (metric is None))
+
+
+@pytest.mark.parametrize("name, title", [("bleu", "BLEU"), ("loss", "loss, nats"), ("perplexity", "perplexity"), ("ter", "ter")])
+def test_curves_name_their_quantity(name, title):
+    spec = viz.curves(make_metrics(names=(("dev", name),)), name, split="dev").to_dict()
+    assert all(layer["encoding"]["y"]["title"] == title for layer in spec["layer"]) and viz._title(spec).startswith(f"{title} (dev). ")
+
+
 ERRORS = {
     "metrics lacks 'value'": lambda r: viz.curves(r["metrics"].drop(columns="value")),
     "metrics has no rows": lambda r: viz.curves(r["metrics"].iloc[:0]),
@@ -352,6 +452,16 @@ ERRORS = {
     "budget = 60: must be above 0 and at most 1": lambda r: viz.schedule(r["plan"], budget=60),
     "x = 'step': must be one of seconds, examples": lambda r: viz.accuracy_against_cost(r["results"], x="step"),
     "table lacks 'n'": lambda r: viz.accuracy_against_cost(r["results"].drop(columns="n")),
+    "prefix = 'usage': metrics with split 'train' has no usage/<language>, but weight/clean": lambda r: viz.language_usage(r["metrics"]),
+    "prefix = 'reward': metrics with split 'train' has no reward/<language>, but usage/tur": lambda r: viz.language_lines(r["languages"]),
+    "split = 'dev': metrics has train": lambda r: viz.language_usage(r["languages"], split="dev"),
+    "method = 'rs2': metrics of usage/<language> has uniform, tcs, dds": lambda r: viz.language_usage(r["languages"], ["dds", "rs2"]),
+    "metrics lacks 'seed'": lambda r: viz.language_lines(r["languages"].drop(columns="seed")),
+    "prefix = 'usage': 1, 1, 1, 1, 1, 1, 1, 1, 1 at step 100 of dds are no shares": lambda r: viz.language_usage(r["languages"].assign(value=1.0)),
+    "frame: there is no language": lambda r: viz.similarity_map(pd.DataFrame()),
+    "frame: its rows are tur, its columns rus; must be the same": lambda r: viz.similarity_map(pd.DataFrame([[1.0]], ["tur"], ["rus"])),
+    "frame: -0.5: must be between 0 and 1": lambda r: viz.similarity_map(pd.DataFrame([[-0.5]], ["tur"], ["tur"])),
+    "highlight = 'eng': must be one of tur, rus": lambda r: viz.similarity_map(r["similarity"], highlight="eng"),
     "seconds: no method has both a mean and a cost": lambda r: viz.accuracy_against_cost(r["results"].assign(seconds=np.nan)),
 }
 
