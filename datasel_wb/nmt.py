@@ -955,7 +955,6 @@ class LanguageDDS(LanguageSampler):
                 v = torch.cat([g.flatten() for g in self.task.grad(self.pairs_of(train, ids)).values()])
                 old = self.memory.index_select(0, at)
                 self.memory.index_copy_(0, at, self.averages[0] * old + self.averages[1] * self.sketch(v)[None])
-                self.task.passes += len(ids)
 
     def pairs_of(self, train, ids: Tensor) -> Batch:
         "These pairs on the device, padded to one of the lengths that batches have."
