@@ -14,7 +14,8 @@ import pytest
 
 from datasel_wb import recipes, runs
 from datasel_wb.data import DataRecipe
-from datasel_wb.recipes import CompareRecipe, RemovalRecipe
+from datasel_wb.nmt import CorpusRecipe, NMTRecipe
+from datasel_wb.recipes import CompareRecipe, LanguageRecipe, RemovalRecipe
 from datasel_wb.scorer import DDSRecipe, DDSSettings
 from datasel_wb.selectors import DynaMSRecipe
 from datasel_wb.trainer import Recipe
@@ -27,6 +28,7 @@ NOTEBOOKS = {   # notebook -> its recipes, what "auto" means with steps or epoch
     "run_forgetting": (recipes.FORGETTING_RECIPES, "cifar10-resnet18", dict(removal=RemovalRecipe)),
     "run_dynams": (recipes.DYNAMS_RECIPES, "cifar10-resnet18", dict(dynams=DynaMSRecipe)),
     "run_compare": (recipes.COMPARE_RECIPES, "cifar10-10k", dict(compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSSettings)),
+    "run_nmt": (recipes.NMT_RECIPES, "ted", dict(data=CorpusRecipe, train=NMTRecipe, languages=LanguageRecipe)),
 }
 
 
@@ -61,8 +63,8 @@ def test_parameters_cell(name):
 def execute(tmp_path_factory):
     "Runs a notebook through papermill; gives its run folder and the executed notebook. The folder is removed after the tests."
     folders = []
-    def run(name, **given):
-        run_name = f"test-{name}-{uuid.uuid4().hex[:8]}"
+    def run(name, /, **given):
+        run_name = given.get("name", f"test-{name}-{uuid.uuid4().hex[:8]}")
         folders.append(ROOT / "papermill_runs" / run_name)
         out = tmp_path_factory.mktemp(name) / "run.ipynb"
         done = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", out, dict(recipe="quick", name=run_name) | given,
@@ -132,6 +134,22 @@ def test_dynams(execute):
     assert "spearman" in agreement
 
 
+def test_translation(execute):
+    "Two methods and two seeds; then the same command on the finished folder, which trains nothing and gives the same table."
+    given = dict(method="tcs_dds,related", lang="be", steps=40, eval_every=20, log_every=10, save_every=20, seeds=2, high=600, block=300, updates=10,
+                 gradient_batches=1, test_size=30, dev_size=30, hidden=32)
+    folder, notebook = execute("run_nmt", **given)
+    table = runs.read_results(folder).set_index("method")
+    assert list(table.index) == ["uniform", "tcs_dds", "related"] and (table.n == 2).all() and table.attrs["metric"] == "BLEU"
+    assert table["mean"].between(0, 100).all() and table.chrf.between(0, 100).all() and charts(notebook) >= 5
+    assert table.examples["tcs_dds"] > table.examples["uniform"]                              # the gradients are counted
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    usage = metrics[metrics.name.str.startswith("usage/")].groupby(["method", "seed", "step"]).value.sum()
+    assert ((usage - 1).abs() < 1e-6).all() and metrics[(metrics.method == "tcs_dds") & (metrics.name == "reward/ru") & (metrics.step == 40)].value.notna().all()
+    again, _ = execute("run_nmt", **given, name=folder.name)
+    assert again == folder and runs.read_results(folder).equals(table.reset_index())
+
+
 def test_dds_on_xla(execute):
     "The whole notebook on XLA's CPU runtime; compilations end with the first evaluation."
     pytest.importorskip("torch_xla")
@@ -149,6 +167,12 @@ def test_dds_on_xla(execute):
     ("run_dynams", dict(budget=0.1), "budget = 0.1: a power schedule"),
     ("run_data_parameters", dict(inst_init=0.0), "inst_init = 0.0: must be above 0"),
     ("run_data_parameters", dict(steps=50, batch_size=5000), "batch_size = 5000"),
+    ("run_nmt", dict(method="tcsdds"), "did you mean 'tcs_dds'"),
+    ("run_nmt", dict(lang="ax"), "lang = 'ax': must be one of az"),
+    ("run_nmt", dict(target_vocab=500), "target_vocab = 500: must be at most"),
+    ("run_nmt", dict(lang="tr"), "related: related = '': must name the relative of 'tr'"),
+    ("run_nmt", dict(block=10**6), "block = 1000000: must be at most"),
+    ("run_nmt", dict(words=20), "words = 20: must be at least"),
 ])
 def test_bad_input_stops_before_training(execute, name, given, text):
     with pytest.raises(papermill.PapermillExecutionError, match=re.escape(text)): execute(name, **given)
