@@ -615,11 +615,13 @@ def paired_bootstrap(
     systems: dict,        # name -> translations; the first is the baseline
     references: list,     # one for each sentence
     samples: int = 1000,  # resampled test sets
-) -> pd.DataFrame:        # index: system; bleu, its 95% interval, p of the difference from the baseline (NaN for it)
+) -> pd.DataFrame:        # index: system; bleu, its 95% interval, p of the difference from the baseline (NaN for it; 1 where there is none)
     "sacrebleu's paired bootstrap test of BLEU."
     if len(systems) < 2: raise ValueError(f"systems = {list(systems)}: must be two or more, the baseline first")
     _, scores = PairedTest(list(systems.items()), {"BLEU": BLEU(references=[references])}, None, "bs", samples)()
-    rows = [{"bleu": r.score, "interval": r.ci, "p": np.nan if r.p_value is None else r.p_value} for r in scores["BLEU"]]
+    def p(r):   # of a copy of the baseline sacrebleu says 1 / (samples + 1), as if nothing could be surer
+        return np.nan if r.p_value is None else 1.0 if r.score == scores["BLEU"][0].score else r.p_value
+    rows = [{"bleu": r.score, "interval": r.ci, "p": p(r)} for r in scores["BLEU"]]
     return pd.DataFrame(rows, index=pd.Index(scores["System"], name="method"))
 
 # %% ../nbs/10_nmt.ipynb #e2e20503
@@ -832,6 +834,7 @@ class Languages(Selector):
     def __init__(self, keep: tuple):   # names
         super().__init__()
         self.keep = tuple(keep)
+        if not self.keep: raise ValueError("keep = (): must name one language or more")
 
     def setup(self, task):
         known = task.train.languages
@@ -863,6 +866,7 @@ class TCS(LanguageSampler):
         super().__init__(block)
         check("natural", tau=tau)
         self.similarity, self.tau = {k: float(v) for k, v in dict(similarity).items()}, tau
+        check("natural", **{f"similarity of {k}": v for k, v in self.similarity.items()})
 
     def setup(self, task):
         super().setup(task)
@@ -919,6 +923,8 @@ class LanguageDDS(LanguageSampler):
         check("positive", int, updates=updates, batch=batch, batches=batches)
         check("positive", lr=lr, scale=scale)
         check("natural", int, projection=projection)
+        if len(averages) != 2 or not (0 <= averages[0] < math.inf and 0 < averages[1] < math.inf):
+            raise ValueError(f"averages = {averages!r}: must be two numbers, the first 0 or more, the second above 0")
         if reward not in self.REWARDS: raise ValueError(f"reward = {reward!r}: must be one of {', '.join(self.REWARDS)}")
         self.low, self.updates, self.lr, self.batch, self.averages = low, updates, lr, batch, averages
         self.batches, self.reward, self.scale, self.projection, self.start = batches, reward, scale, projection, start
