@@ -425,13 +425,15 @@ class PairLoader(Loader):
         resident: bool = True,  # the pairs lie on `device`; False: on the host, and batches are sent ahead
         collectives: Collectives = Collectives(),
     ):
-        self.sizes = batch_sizes(pairs, words, collectives.devices)   # rows of a batch, by padded length
+        self.words, self.sizes = words, batch_sizes(pairs, words, collectives.devices)   # rows of a batch, by padded length
         super().__init__(pairs, self.sizes[-1], None, seed, device, 0, resident, collectives)
         self.bucket = torch.bucketize(pairs.length.cpu(), torch.tensor(pairs.lengths))
         self.lang, self.used = pairs.lang.cpu(), torch.zeros(len(pairs.languages), dtype=torch.int64)
         self.plan = torch.zeros(0, dtype=torch.int64)                 # padded length of each batch of this epoch, by number
     @property
     def remaining(self): return len(self.plan) - self.position
+    @property
+    def told(self): return f"words = {self.words}, which is {self.batch_size} of the longest pairs"
     def batches_per_epoch(self, n_ids: int | None = None):
         "Batches in an epoch over `n_ids` pairs, about; over all when None."
         return round((len(self.examples) if n_ids is None else n_ids) / np.mean(self.sizes))
@@ -928,6 +930,7 @@ class LanguageDDS(LanguageSampler):
         if reward not in self.REWARDS: raise ValueError(f"reward = {reward!r}: must be one of {', '.join(self.REWARDS)}")
         self.low, self.updates, self.lr, self.batch, self.averages = low, updates, lr, batch, averages
         self.batches, self.reward, self.scale, self.projection, self.start = batches, reward, scale, projection, start
+        self.imitated = "" if start is None else f"tau {start.tau}, {start.similarity}"   # for the identity of checkpoints
 
     def setup(self, task):
         super().setup(task)

@@ -277,8 +277,8 @@ NMT_RECIPES = {
         language_lr=0.01, updates=100, log_every=50, eval_every=300, save_every=300, seeds=3),
     "quick": dict(
         corpus="numbers", lang="az", low=50, high=2000, overlap=0.5, dev_size=100, test_size=300, source_vocab=400, target_vocab=60,
-        max_length=40, embed=32, hidden=64, dropout=0.1, words=1000, lr=3e-3, steps=400, beam=5, block=2500, tau=0.1, language_lr=0.02,
-        updates=100, log_every=20, eval_every=100, save_every=200),
+        max_length=40, embed=32, hidden=64, dropout=0.1, words=1000, lr=3e-3, steps=500, beam=5, block=3500, tau=0.1, language_lr=3e-4,
+        updates=100, alpha1=0.9, alpha2=0.1, gradient_batches=2, log_every=20, eval_every=100, save_every=250),
 }
 
 # %% ../nbs/11_recipes.ipynb #93abe0b6

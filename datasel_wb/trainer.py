@@ -510,7 +510,7 @@ class Training:
                     seed=seed, dev_batch_size=self.loader.batch_size, loss_fn=loss_fn, autocast=self.backend.autocast, collectives=c, workers=self.loader.workers)
         self.selector = self.backend.adapt((selector or Uniform()).bind(task))
         if (fewest := self.selector.fewest()) is not None and fewest < self.loader.batch_size:
-            raise ValueError(f"batch_size = {self.loader.batch_size}: must not exceed the {fewest} examples that {type(selector).__name__} "
+            raise ValueError(f"{self.loader.told}: must not exceed the {fewest} examples that {type(selector).__name__} "
                              "visits in its smallest epoch")
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = recipe.optimizer(self.params)
