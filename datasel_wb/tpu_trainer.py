@@ -167,6 +167,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx, d_hs, d_cs):
         u, h, c, hs, cs, acts = ctx.saved_tensors
         def before(states, first): return torch.cat([first[None], states[:-1]])
+        def flat(t): return t.transpose(0, 1).flatten(0, 1)   # [L, B, .] -> [B * L, .]: a batch that is split stays so
         def back(state, row):
             (dh, dc, u), (d_h, d_c, c, old, acts) = state, row
             (i, f, g, o), t = acts.chunk(4, 1), c.tanh()
@@ -175,7 +176,7 @@ class _Recurrence(torch.autograd.Function):
             d = torch.cat([dc * g * i * (1 - i), dc * old * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)], 1)
             return [(d.to(u.dtype) @ u).to(dh.dtype), dc * f, u], [d]
         (dh, dc, _), (d,) = _loop(back, [torch.zeros_like(h), torch.zeros_like(c), u], [d_hs, d_cs, cs, before(cs, c), acts], back=True)
-        return d, (d.flatten(0, 1).t() @ before(hs, h).flatten(0, 1)).to(u.dtype), dh, dc
+        return d, (flat(d).t() @ flat(before(hs, h))).to(u.dtype), dh, dc
 
 # %% ../nbs/09_tpu_trainer.ipynb #105332db
 class LoopLSTM(nn.LSTM):
@@ -189,7 +190,7 @@ class LoopLSTM(nn.LSTM):
         "Outputs [B, L, H] and the state after them, in float32 at least."
         if x.device.type != "xla": return super().forward(x, state)
         weight, u, *biases = self._flat_weights
-        gates = nn.functional.linear(x.transpose(0, 1), weight, sum(biases))
+        gates = nn.functional.linear(x, weight, sum(biases)).transpose(0, 1)
         u, wide = u.to(gates.dtype), torch.promote_types(gates.dtype, torch.float32)
         h, c = (torch.zeros(len(x), self.hidden_size, dtype=wide, device=x.device) if state is None else state[k][0].to(wide) for k in (0, 1))
         hs, cs = _Recurrence.apply(gates.to(wide), u, h, c)
