@@ -718,8 +718,8 @@ class Translation(Training):
         "Loss, perplexity, BLEU and chrF on dev, greedily; at the end of the training on test too, with beam search."
         model, collectives = self.ema.model if self.recipe.ema_decay else self.model, self.backend.collectives
         results = None
+        if self.backend.device.type == "xla": model = copy.deepcopy(model).cpu()   # on every host; XLA would compile each step of a search
         if collectives.main:
-            if collectives.fixed: model = copy.deepcopy(model).cpu()   # searching is host work: XLA would compile every step of it
             results = {"dev": self.examine(model, "dev", 1)} | ({"test": self.examine(model, "test", self.recipe.beam)} if self.done else {})
         return collectives.agree(results)
 
@@ -745,7 +745,8 @@ def corpus_loss(
             length = int(pairs.length[ids].max())
             x, y, _ = pairs.take(ids).to(device)
             n = (y != PAD).sum(1)
-            total += float(sentence_loss(model(x[:, :, :length]), y[:, :length]) @ n.float())
+            losses = sentence_loss(model(x[:, :, :length]), y[:, :length])
+            total += float(losses @ n.to(losses.dtype))
             pieces += int(n.sum())
     return total / pieces
 
@@ -951,7 +952,8 @@ class LanguageDDS(LanguageSampler):
     def log_probabilities(self, present): return self.scorer(present.to(self.task.device))
 
     def indices(self):
-        if self.epoch_number: self.learn()
+        if self.epoch_number:
+            with torch.autograd.set_multithreading_enabled(False): self.learn()   # on XLA: the same graphs each time
         return super().indices()
 
     def measure(self) -> None:
@@ -964,6 +966,7 @@ class LanguageDDS(LanguageSampler):
                 v = torch.cat([g.flatten() for g in self.task.grad(self.pairs_of(train, ids)).values()])
                 old = self.memory.index_select(0, at)
                 self.memory.index_copy_(0, at, self.averages[0] * old + self.averages[1] * self.sketch(v)[None])
+                self.task.collectives.mark()
 
     def pairs_of(self, train, ids: Tensor) -> Batch:
         "These pairs on the device, padded to one of the lengths that batches have."
@@ -979,14 +982,15 @@ class LanguageDDS(LanguageSampler):
         mine = self.memory[self.languages.index(self.low)]
         r = self.memory @ mine
         if self.reward == "cosine": r = r / (self.memory.norm(dim=1) * mine.norm()).clamp_min(1e-30)
-        self.rewards.copy_(r)
+        self.rewards.copy_(r + 0)
         rng = seeded(self.task.seed, f"scorer-{self.epoch_number}")
         for targets in torch.randint(len(self.present), (self.updates, self.batch), generator=rng):
             present = self.present[targets].to(r.device)
             self.opt.zero_grad()
-            objective = (self.scale * r.float() * self.scorer(present).masked_fill(~present, 0)).sum(1).mean()
+            objective = (self.scale * r.to(self.rewards.dtype) * self.scorer(present).masked_fill(~present, 0)).sum(1).mean()
             (-objective).backward()
             self.opt.step()
+            self.task.collectives.mark()
 
     def report(self): return super().report() | dict(zip((f"reward/{k}" for k in self.languages), self.rewards))
     def get_extra_state(self): return super().get_extra_state() | {"opt": self.opt.state_dict()}
