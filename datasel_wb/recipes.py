@@ -272,9 +272,10 @@ NMT_RECIPES = {
         embed=128, hidden=512, dropout=0.3, words=1500, lr=1e-3, steps=200_000, beam=5, block=20_000, updates=100, language_lr=1e-4,
         language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50, eval_every=2500, save_every=2500, seeds=4),
     "multi30k": dict(
-        corpus="multi30k", lang="cs", related="de", low=2000, high=12_000, overlap=0.5, dev_size=300, test_size=0, source_vocab=6000,
-        target_vocab=3000, max_length=60, embed=96, hidden=128, dropout=0.2, words=1500, lr=2e-3, steps=900, beam=5, block=4000, tau=0.1,
-        language_lr=0.01, updates=100, log_every=50, eval_every=300, save_every=300, seeds=3),
+        corpus="multi30k", lang="cs", related="de", low=2000, high=12_000, overlap=0.5, dev_size=300, test_size=0, source_vocab=4000,
+        target_vocab=2000, max_length=40, buckets=5, embed=64, hidden=128, dropout=0.2, words=1000, lr=3e-3, warmup_steps=50, schedule="cosine",
+        steps=1000, beam=5, block=4000, tau=0.1, language_lr=3e-4, updates=100, alpha1=0.9, alpha2=0.1, gradient_batches=4, log_every=50,
+        eval_every=250, save_every=500, seeds=3),
     "quick": dict(
         corpus="numbers", lang="az", low=50, high=2000, overlap=0.5, dev_size=100, test_size=300, source_vocab=400, target_vocab=60,
         max_length=40, embed=32, hidden=64, dropout=0.1, words=1000, lr=3e-3, steps=500, beam=5, block=3500, tau=0.1, language_lr=3e-4,

@@ -1,5 +1,6 @@
 """What a process of tests/test_nmt_engines.py does: translation trainings under torchrun (float64), or on XLA with one or more virtual devices."""
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -28,15 +29,14 @@ def outcome(t):
 
 
 def each(out, methods, steps):
-    "In float64: what comes out of each method, its numbers and its translations' scores, said by every process."
+    "In float64: what comes out of each method, its numbers and its translations' scores; saved by every process."
     torch.set_default_dtype(torch.float64)
     done = {}
     for m in methods:
         t = made(m, wide=True, steps=steps)
         while not t.done: t.step()
         done[m] = outcome(t) | {"results": t.evaluate(), "passes": t.selector.task.passes, "blocks": t.epochs_begun, "meters": t.read_meters()}
-        print(m, done[m]["results"])
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0: torch.save(done, out)
+    torch.save(done, out if not (rank := int(os.environ.get("RANK", 0))) else f"{out}.{rank}")
 
 
 def beside(method, steps, **settings):
