@@ -646,7 +646,6 @@ class NMTRecipe(LoopRecipe):
     embed: int = setting(128, "width of the embeddings", "positive")
     hidden: int = setting(512, "units of each LSTM", "positive")
     beam: int = setting(5, "beginnings that beam search keeps in the final test; 1: greedy, as on dev", "positive")
-    feeding: str = setting("auto", "where the training set lies: on the device when it fits, there, or on the host", ("auto", "device", "host"))
 
     def check(self, train: Pairs, devices: int) -> None:
         "`ValueError` unless a training split makes batches that the devices can share."
@@ -692,9 +691,7 @@ class Translation(Training):
     def make_prepare(self): return lambda x: x
 
     def make_loader(self, recipe, augment):
-        train, backend = self.data.train, self.backend
-        resident = recipe.feeding == "device" or (recipe.feeding == "auto" and backend.holds(train.nbytes))
-        return PairLoader(train, recipe.words, self.seed, backend.device, resident, backend.collectives)
+        return PairLoader(self.data.train, recipe.words, self.seed, self.backend.device, self.resident(recipe), self.backend.collectives)
 
     def groups(self): return self.data.train.lang, self.data.train.languages
 

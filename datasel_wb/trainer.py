@@ -59,6 +59,7 @@ class LoopRecipe:
     dropout: float = setting(0.0, "dropout before the classifier", "share")
     precision: str = setting("auto", "auto: bfloat16 on CUDA and TPU, float32 elsewhere", ("auto", "float32", "bfloat16"))
     device: str = setting("auto", "auto: CUDA when there is one, else CPU; xla: TPU, or XLA's CPU runtime", ("auto", "cpu", "cuda", "xla"))
+    feeding: str = setting("auto", "where the training set lies: on the device when it fits, there, or on the host", ("auto", "device", "host"))
     log_every: int = setting(20, "steps between rows of the log", "positive")
     eval_every: int = setting(100, "steps between evaluations", "positive")
     save_every: int = setting(200, "steps between checkpoints", "positive")
@@ -110,7 +111,6 @@ class Recipe(LoopRecipe):
     nesterov: bool = setting(True, "Nesterov momentum")
     bn_momentum: float = setting(0.1, "batch norm: share of the new batch in the running statistics", "fraction")
     bn_eps: float = setting(1e-5, "batch norm: added to the variance", "positive")
-    feeding: str = setting("auto", "where the training set lies: on the device when it fits, there, or on the host", ("auto", "device", "host"))
     workers: int = setting(0, "processes that decode images, for a data set that stays on disk", "natural")
 
     def __post_init__(self):
@@ -533,9 +533,12 @@ class Training:
 
     def make_loader(self, recipe: Recipe, augment) -> Loader:
         "The batches of the training split, resident on the device where they fit."
-        train, device = self.data.train, self.backend.device
-        resident = recipe.feeding == "device" or (recipe.feeding == "auto" and self.backend.holds(train.nbytes or 0))
-        return Loader(train, recipe.batch_size, augment or self.prepare, self.seed, device, recipe.workers, resident, self.backend.collectives)
+        return Loader(self.data.train, recipe.batch_size, augment or self.prepare, self.seed, self.backend.device, recipe.workers,
+                      self.resident(recipe), self.backend.collectives)
+
+    def resident(self, recipe: LoopRecipe) -> bool:
+        "Whether the training split lies on the device."
+        return recipe.feeding == "device" or (recipe.feeding == "auto" and self.backend.holds(self.data.train.nbytes or 0))
 
     def columns(self) -> dict:
         "What is known of each training example: its place in the published set, its labels, whether it is noisy."
