@@ -688,6 +688,7 @@ def language_usage(
     "Share of each source language by step, a stack per method; means over seeds."
     rows, methods, look = _language_rows(metrics, methods, prefix, split)
     table = _language_table(_language_shares(rows, prefix), methods)
+    table = table[table.groupby(["panel", "line"])["mean"].transform("max") > 0]   # no name for what a panel never shows
     order = [n for n in look if (table["line"] == n).any()]
     def draw(base, y):
         tip = ["line:N", alt.Tooltip("x:Q", title="step"), alt.Tooltip("mean:Q", title="share", format=".1%")]
