@@ -11,12 +11,13 @@ __all__ = ['NUMBERS', 'STEMS', 'RELATED', 'CORPORA', 'PAD', 'BOS', 'EOS', 'UNK',
            'ngrams', 'similarity', 'LanguageSampler', 'masked_log_softmax', 'gumbel', 'Languages', 'target_conditioned',
            'TCS', 'LanguageScorer', 'Sketch', 'LanguageDDS', 'imitate']
 
-# %% ../nbs/10_nmt.ipynb #90911957
+# %% ../nbs/10_nmt.ipynb #0c507c55
 import copy
 import io
 import math
 import os
 import re
+import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -270,6 +271,8 @@ def _train_lines(r: CorpusRecipe, files: dict) -> dict:
     for (l, f), have in zip(files.items(), there.sum(1).tolist()): _enough("low", r.low if l == r.lang else 0, have, f[0])
     some = there.any(0).nonzero()[0]   # with languages chosen, a target may have no source in any of them
     kept = share_targets(there[:, some], tuple(texts), r.lang, r.low, r.high, r.overlap, r.data_seed)
+    for (l, f), k in zip(files.items(), kept):
+        if not k.any(): raise ValueError(f"overlap = {r.overlap}: leaves no pair of {l} ({f[0]}); a larger overlap or high, or other languages, are needed")
     return {l: ([texts[l][0][i] for i in some[k]], [targets[i] for i in some[k]]) for l, k in zip(texts, kept)}
 
 def _train_pairs(r: CorpusRecipe, files: dict) -> dict:
@@ -436,7 +439,7 @@ class PairLoader(Loader):
     def told(self): return f"words = {self.words}, which is {self.batch_size} of the longest pairs"
     def batches_per_epoch(self, n_ids: int | None = None):
         "Batches in an epoch over `n_ids` pairs, about; over all when None."
-        return round((len(self.examples) if n_ids is None else n_ids) / np.mean(self.sizes))
+        return round((len(self.examples) if n_ids is None else n_ids) * np.mean(1 / np.array(self.sizes)))
     def usage(self) -> Tensor:
         "Share of each language in the batches since the last call, [languages]."
         share = self.used / self.used.sum().clamp_min(1)
@@ -446,7 +449,9 @@ class PairLoader(Loader):
 def batch_sizes(pairs: Pairs, words: int, devices: int = 1) -> list:
     "Rows of a batch for each padded length. `ValueError` where that is none."
     sizes = [words // n // devices * devices for n in pairs.lengths]
-    if not sizes[-1]: raise ValueError(f"words = {words}: must be at least {pairs.lengths[-1] * devices}, the {pairs.lengths[-1]} pieces of the longest sentence on each of {devices} device{'s' * (devices > 1)}")
+    if not sizes[-1]:
+        raise ValueError(f"words = {words}: must be at least {pairs.lengths[-1] * devices}, the {pairs.lengths[-1]} pieces of the longest sentence "
+                         f"on each of {devices} device{'s' * (devices > 1)}")
     if sizes[-1] > len(pairs): raise ValueError(f"words = {words}: must be at most {len(pairs) * pairs.lengths[-1]}, what the {len(pairs)} pairs fill")
     return sizes
 
@@ -549,6 +554,7 @@ def beam_search(
     alpha: float = 1.0,    # exponent of the length that scores are divided by
 ) -> Tensor:               # [B, T] target pieces, padded with 0; the end is not among them
     "The likeliest translations that the search finds."
+    check("positive", int, limit=limit, beam=beam)
     with evaluating(model):
         memory, mask, state = model.encode(source)
         b, k = len(source), beam
@@ -565,8 +571,9 @@ def beam_search(
             out, done, state = torch.cat([out[rows], piece.view(-1, 1)], 1), done[rows], tuple(s[:, rows].contiguous() for s in state)
             done = done | (out[:, -1] == EOS)
             if done.all(): break
-        length = (out[:, 1:] != PAD).sum(1).view(b, k)
-        best = (first[:, 0] + (total / length ** alpha).argmax(1))
+        length, ended = (out[:, 1:] != PAD).sum(1).view(b, k), done.view(b, k)
+        score = (total / length ** alpha).masked_fill(~ended & ended.any(1, keepdim=True), -torch.inf)
+        best = first[:, 0] + score.argmax(1)
         out = out[best, 1:]
         return out.masked_fill(out == EOS, PAD)
 
@@ -592,25 +599,34 @@ def translate(
     words: int = 4000,   # source pieces per batch, times the beam
     alpha: float = 1.0,  # of the length
 ) -> list:               # of sentences
-    "Translations, in the order of the sources; sentences of like length are translated together."
+    "Translations, in the order of the sources; sentences of like length are translated together. Warns of those that reach the limit."
+    check("positive", int, limit=limit, beam=beam, words=words)
     device = next(model.parameters()).device
     rows = [ids + [EOS] for ids in source.encode(list(sources))]
-    order, out, at = sorted(range(len(rows)), key=lambda i: len(rows[i])), [""] * len(rows), 0
+    order, out, at, cut = sorted(range(len(rows)), key=lambda i: len(rows[i])), [""] * len(rows), 0, 0
     while at < len(order):
-        size = max(1, words // (beam * len(rows[order[min(at + words // beam // len(rows[order[at]]), len(order) - 1)]])))
-        ids = order[at:at + size]
+        most = words // (beam * len(rows[order[at]]))                        # if all were as short as the first
+        longest = len(rows[order[min(at + most, len(order) - 1)]])
+        ids = order[at:at + max(1, words // (beam * longest))]
         batch = _padded([rows[i] for i in ids], len(rows[ids[-1]])).long().to(device)
         found = beam_search(model, batch, limit, beam, alpha).tolist()
-        for i, text in zip(ids, target.decode([[p for p in row if p != PAD] for row in found])): out[i] = text
-        at += size
+        found = [[p for p in row if p != PAD] for row in found]
+        for i, text in zip(ids, target.decode(found)): out[i] = text
+        at, cut = at + len(ids), cut + sum(len(row) == limit for row in found)
+    if cut: warnings.warn(f"limit = {limit}: {cut} of {len(out)} translations reached it without an end")
     return out
 
-# %% ../nbs/10_nmt.ipynb #e78f8182
+# %% ../nbs/10_nmt.ipynb #e62afd1e
+def _check_lengths(references: list, **systems) -> None:
+    for name, found in systems.items():
+        if len(found) != len(references): raise ValueError(f"{name}: has {len(found)} sentences, references {len(references)}; must be one for each")
+
 def translation_scores(
     translations: list,  # sentences
     references: list,    # one for each
 ) -> dict:               # bleu and chrf, 0 to 100
-    "Corpus BLEU and chrF on detokenised text."
+    "Corpus BLEU and chrF on detokenised text. `ValueError` unless every translation has a reference."
+    _check_lengths(references, translations=translations)
     return {"bleu": BLEU().corpus_score(translations, [references]).score, "chrf": CHRF().corpus_score(translations, [references]).score}
 
 def paired_bootstrap(
@@ -620,6 +636,7 @@ def paired_bootstrap(
 ) -> pd.DataFrame:        # index: system; bleu, its 95% interval, p of the difference from the baseline (NaN for it; 1 where there is none)
     "sacrebleu's paired bootstrap test of BLEU."
     if len(systems) < 2: raise ValueError(f"systems = {list(systems)}: must be two or more, the baseline first")
+    _check_lengths(references, **systems)
     _, scores = PairedTest(list(systems.items()), {"BLEU": BLEU(references=[references])}, None, "bs", samples)()
     def p(r):   # of a copy of the baseline sacrebleu says 1 / (samples + 1), as if nothing could be surer
         return np.nan if r.p_value is None else 1.0 if r.score == scores["BLEU"][0].score else r.p_value
@@ -720,12 +737,22 @@ class Translation(Training):
             results = {"dev": self.examine(model, "dev", 1)} | ({"test": self.examine(model, "test", self.recipe.beam)} if self.done else {})
         return collectives.agree(results)
 
+    def complete(self):
+        "Test again where the translations are not there."
+        home, c = self.log.path and self.log.path.parent, self.backend.collectives
+        if not home or c.agree((home / "translations.txt").exists()): return
+        self.log.add(self.where(), "test", self.evaluate()["test"])
+        self.log.save()
+
     def examine(self, model: Seq2Seq, split: str, beam: int) -> dict:
         "Loss in nats per piece, perplexity, BLEU and chrF of a model on a split; the translations are kept beside the records."
         d = self.data
         corpus = getattr(d.corpus, split)
-        found = translate(model, corpus.source, d.source, d.target, 2 * d.train.lengths[-1], beam)
-        if (home := self.log.path) and split == "test": write_atomic(home.parent / "translations.txt", "".join(f"{t}\n" for t in found).encode())
+        with warnings.catch_warnings():
+            if split == "dev": warnings.simplefilter("ignore")   # early in training many have no end
+            found = translate(model, corpus.source, d.source, d.target, 2 * d.train.lengths[-1], beam)
+        if split == "test" and self.log and self.log.path:
+            write_atomic(self.log.path.parent / "translations.txt", "".join(f"{t}\n" for t in found).encode())
         loss = corpus_loss(model, getattr(d, split))
         return {"loss": loss, "perplexity": math.exp(min(loss, 100))} | translation_scores(found, corpus.target)
 
@@ -774,7 +801,7 @@ class LanguageSampler(Selector):
     "Draw target sentences uniformly, and for each the language of its source from p(S|y); here: every language alike."
     needs, host, stored = ("n", "score_all"), ("order", "position", "shuffles"), True
 
-    def __init__(self, block: int = 20_000):   # K, target sentences drawn at a time
+    def __init__(self, block: int = 20_000):   # K, target sentences drawn at a time; all of them where there are fewer
         super().__init__()
         check("positive", int, block=block)
         self.block = block
@@ -786,11 +813,11 @@ class LanguageSampler(Selector):
         by_cell = torch.argsort(cell := train.target.cpu() * len(self.languages) + train.lang.cpu(), stable=True)
         self.pairs, self.many = by_cell, cell.bincount(minlength=self.present.numel()).view_as(self.present)   # pairs of a target in a language
         self.first = self.many.flatten().cumsum(0).view_as(self.many) - self.many           # where they begin in `pairs`
-        if self.block > len(self.present): raise ValueError(f"block = {self.block}: must be at most {len(self.present)}, the target sentences that there are")
+        self.size = min(self.block, len(self.present))
         self.order, self.position, self.shuffles = torch.zeros(0, dtype=torch.int64), 0, 0
         self.register_buffer("share", torch.full((len(self.languages),), torch.nan))        # mean p over the last block
 
-    def fewest(self): return self.block
+    def fewest(self): return self.size
 
     def log_probabilities(self, present: Tensor) -> Tensor:
         "log p(S|y) of target sentences that exist in these languages, [B, languages]; -inf where they do not."
@@ -807,12 +834,12 @@ class LanguageSampler(Selector):
 
     def next_targets(self) -> Tensor:
         "The next K target sentences of a shuffled order, which starts anew when it is used up."
-        ids = self.order[self.position:self.position + self.block]
+        ids = self.order[self.position:self.position + self.size]
         self.position += len(ids)
-        if len(ids) == self.block: return ids
+        if len(ids) == self.size: return ids
         fresh = torch.randperm(len(self.present), generator=seeded(self.task.seed, f"targets-{self.shuffles}"))
         late = torch.isin(fresh, ids)
-        self.order, self.position, self.shuffles = torch.cat([fresh[~late], fresh[late]]), self.block - len(ids), self.shuffles + 1
+        self.order, self.position, self.shuffles = torch.cat([fresh[~late], fresh[late]]), self.size - len(ids), self.shuffles + 1
         return torch.cat([ids, self.order[:self.position]])
 
     def report(self): return dict(zip(self.names, self.share))
@@ -937,7 +964,10 @@ class LanguageDDS(LanguageSampler):
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
             self.scorer = LanguageScorer(n)
-        if self.start is not None: imitate(self.scorer, self.start.bind(task).log_probabilities, self.present)
+        if self.start is not None:
+            clock = time.perf_counter()
+            imitate(self.scorer, self.start.bind(task).log_probabilities, self.present)
+            self.setup_seconds = time.perf_counter() - clock
         self.sketch = Sketch(size, self.projection, task.seed) if self.projection else nn.Identity()
         self.register_buffer("memory", torch.zeros(n, self.projection or size, dtype=next(task.model.parameters()).dtype))   # g[S_i]
         self.register_buffer("rewards", torch.full((n,), torch.nan))                                                          # of the last update
@@ -961,8 +991,9 @@ class LanguageDDS(LanguageSampler):
             for _ in range(self.batches):
                 ids = own[torch.randint(len(own), (self.task.dev_batch_size,), generator=rng)]
                 v = torch.cat([g.flatten() for g in self.task.grad(self.pairs_of(train, ids)).values()])
-                old = self.memory.index_select(0, at)
-                self.memory.index_copy_(0, at, self.averages[0] * old + self.averages[1] * self.sketch(v)[None])
+                old, v = self.memory.index_select(0, at), self.sketch(v)[None]
+                new = self.averages[0] * old + self.averages[1] * v
+                self.memory.index_copy_(0, at, torch.where(v.isfinite().all(), new, old))
                 self.task.collectives.mark()
 
     def pairs_of(self, train, ids: Tensor) -> Batch:

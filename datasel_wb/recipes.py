@@ -265,11 +265,11 @@ COMPARE_RECIPES = {
         log_every=16, eval_every=64, save_every=1000),
 }
 
-# %% ../nbs/11_recipes.ipynb #f5697f56
+# %% ../nbs/11_recipes.ipynb #20e82214
 NMT_RECIPES = {
     "ted": dict(
         corpus="./ted", lang="aze", target="eng", low=0, high=0, dev_size=0, test_size=0, source_vocab=8000, target_vocab=8000, max_length=200,
-        embed=128, hidden=512, dropout=0.3, words=1500, lr=1e-3, steps=200_000, beam=5, block=20_000, updates=100, language_lr=1e-4,
+        buckets=16, embed=128, hidden=512, dropout=0.3, words=1500, lr=1e-3, steps=200_000, beam=5, block=20_000, updates=100, language_lr=1e-4,
         language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50, eval_every=2500, save_every=2500, seeds=4),
     "multi30k": dict(
         corpus="multi30k", lang="cs", related="de", low=2000, high=12_000, overlap=0.5, dev_size=300, test_size=0, source_vocab=4000,
@@ -290,7 +290,7 @@ class LanguageRecipe:
     tau: float = setting(0.01, "TCS: temperature; 0: the most similar language alone", "natural")
     ngram: int = setting(4, "similarity: characters of an n-gram, at most", "positive")
     ngram_top: int = setting(10_000, "similarity: n-grams kept per language, the most frequent; 0: all", "natural")
-    block: int = setting(20_000, "K, target sentences drawn at a time, between updates of DDS", "positive")
+    block: int = setting(20_000, "K, target sentences drawn at a time, between updates of DDS; all of them where there are fewer", "positive")
     updates: int = setting(100, "E, DDS: updates after a block", "positive")
     language_lr: float = setting(1e-4, "DDS: learning rate of its scorer, Adam", "positive")
     language_batch: int = setting(160, "B, DDS: target sentences per update", "positive")
@@ -298,7 +298,7 @@ class LanguageRecipe:
     alpha2: float = setting(0.5, "DDS: what a new gradient adds to it", "positive")
     gradient_batches: int = setting(4, "DDS: batches per language and block for its gradient", "positive")
     reward: str = setting("cosine", "DDS: inner product or cosine of the averages", LanguageDDS.REWARDS)
-    reward_scale: float = setting(0.01, "DDS: factor on the rewards", "positive")
+    reward_scale: float = setting(0.01, "DDS: factor on the rewards; Adam hardly minds it", "positive")
     projection: int = setting(0, "DDS: numbers that an average is projected to; 0: exact", "natural")
     spcl_start: float = setting(0.5, "SPCL: quantile of the losses at the beginning", "fraction")
     spcl_until: float = setting(0.8, "SPCL: share of the steps after which all pairs are in", "fraction")
@@ -318,9 +318,11 @@ class LanguageRecipe:
         return LanguageDDS(lang, self.block, self.updates, self.language_lr, self.language_batch, (self.alpha1, self.alpha2),
                            self.gradient_batches, self.reward, self.reward_scale, self.projection, start)
 
-# %% ../nbs/11_recipes.ipynb #a0773df2
+# %% ../nbs/11_recipes.ipynb #670fb4c1
 def _related(s, alike):
-    if not (near := s.data.relative()): raise ValueError(f"related = {s.data.related!r}: must name the relative of {s.data.lang!r}, for it is not known")
+    near, others = s.data.relative(), [k for k in alike.index if k != s.data.lang]
+    if near not in others:
+        raise ValueError(f"related = {near or ''!r}: must name the relative of {s.data.lang!r}, one of {', '.join(others)}; or leave the method related out")
     return Languages((s.data.lang, near))
 
 def _tcs(s, alike): return TCS(alike.loc[s.data.lang].to_dict(), s.languages.tau, s.languages.block)

@@ -190,7 +190,7 @@ def record(
     "What a result table needs of one training."
     log = training.log.frame()
     final = log[(log.split == "test") & (log.name == training.METRIC)].value.iloc[-1]
-    before = sum(t.seconds for t in stages)
+    before = sum(t.seconds for t in stages) + training.selector.setup_seconds
     examples = sum(t.examples_seen + t.selector.task.passes for t in (training, *stages))
     return {"method": method, "seed": training.seed, training.RESULT: final, "seconds": training.seconds + before,
             "pretrain_seconds": float(before), "examples": examples} | more
@@ -241,7 +241,7 @@ def read_results(folder) -> pd.DataFrame:
 def table(folder=None) -> pd.DataFrame:
     "One row per run and method, over all finished runs below `folder` (papermill_runs/ when None)."
     runs = sorted(Path(folder or project_root() / "papermill_runs").glob("*/result.json"))
-    frames = [read_results(r.parent).assign(run=r.parent.name) for r in runs]
+    frames = [t.assign(run=r.parent.name, metric=t.attrs["metric"]) for r in runs for t in (read_results(r.parent),)]
     return pd.concat(frames, ignore_index=True).set_index("run").reset_index() if frames else pd.DataFrame(columns=["run", "method"])
 
 # %% ../nbs/11_runs.ipynb #8985b140
@@ -257,9 +257,10 @@ def show_results(
     "The result table as a reader wants it: rounded, with spread, units in the headings."
     def time(s): return f"{s:,.1f}" if 0 < s < 100 else f"{s:,.0f}"
     found = {"noise AUROC": ["–" if pd.isna(v) else f"{v:.3f}" for v in table["auroc"]]} if table.get("auroc", pd.Series(dtype=float)).notna().any() else {}
-    chrf = {"chrF": table["chrf"].map("{:.1f}".format).tolist()} if "chrf" in table else {}
+    chrf = {"chrF": ["–" if pd.isna(v) else f"{v:.1f}" for v in table["chrf"]]} if "chrf" in table else {}
+    kinds = table["metric"].unique() if "metric" in table else [table.attrs.get("metric", RESULTS["accuracy"])]
     return pd.DataFrame({
-        table.attrs.get("metric", RESULTS["accuracy"]): [plus_minus(m, s) for m, s in zip(table["mean"], table["std"])],
+        " or ".join(kinds): [plus_minus(m, s) for m, s in zip(table["mean"], table["std"])],
         "paired difference": [plus_minus(m, s, sign="+") for m, s in zip(table["diff"], table["diff_std"])],
         "seconds": table["seconds"].map(time).tolist(),
         "of which pre-training": table["pretrain_seconds"].map(time).tolist(),

@@ -119,6 +119,7 @@ def _settings(selector) -> dict:
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
     needs, suspicious, host, stored = (), (), (), False
+    setup_seconds = 0.0   # of learning in `setup`, a cost of the method
     one_process = ""   # why a method cannot run in several processes; its buffers must be equal in all, for one of them saves
 
     def __init__(self):

@@ -359,13 +359,14 @@ def step_flops(
     counted = [(training, "one_step", _one_step(meter, training.one_step)), (sel, "loss", _loss(meter, sel.loss)),
                (sel, "after_step", meter.within("scorer", sel.after_step)),
                (task, "dev_grad", meter.within("dev gradient", task.dev_grad)), (task, "align", meter.within("reward", task.align))]
+    seen = training.examples_seen
     with ExitStack() as stack:
         for owner, name, fn in counted: stack.enter_context(patch.object(owner, name, fn))
         for _ in range(steps):
             if training.done: raise ValueError(f"steps = {steps}: the training ends before, at step {training.steps_done}")
             training.step()
     flops = pd.Series(meter.flops, dtype=float).rename_axis("part") / steps
-    examples = training.loader.given / training.backend.collectives.world
+    examples = (training.examples_seen - seen) / steps / training.backend.collectives.world
     return pd.DataFrame({"flops": flops, "per_example": flops / examples, "share": flops / flops.sum()})
 
 # %% ../nbs/09_tpu_trainer.ipynb #7ed1e264

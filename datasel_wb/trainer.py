@@ -478,10 +478,11 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
     frame.to_parquet(buffer, index=False)
     write_atomic(Path(path), buffer.getbuffer())
 
-# %% ../nbs/08_trainer.ipynb #f3af7bf8
+# %% ../nbs/08_trainer.ipynb #3ab2c5cf
 class Training:
     "A model in training with its data, selector and records."
     PARTS = ("model", "ema", "optimizer", "selector", "loader", "dynamics")
+    log = None   # of `fit`
     METRIC, UNIT, RESULT = "top1", "%", "accuracy"   # what `evaluate` calls the quantity that is compared (high is good), and a result
     PATIENCE = 20   # steps in a row that may be skipped for a gradient that is not finite
 
@@ -603,6 +604,8 @@ class Training:
     def record(self, batch: Batch, logits: Tensor, losses: Tensor, weights: Tensor | None) -> None:
         "Keep what this presentation says of each example."
         self.dynamics.record(batch.idx, logits, losses, batch.y, weights)
+
+    def complete(self) -> None: "Make up for what a lost disk has lost, after the last step."
 
     def shape_gradient(self) -> Tensor:
         "Add up the processes' gradients and the weight decay of the kernels, clip; returns the norm before clipping."
@@ -733,7 +736,9 @@ def fit(
                 with progress_bar(recipe.steps, int(training.place), label or type(training.selector).__name__, c.main) as bar:
                     _train(training, saved, bar, preemption)
         training.log.close()
-        if folder and training.done and not training.log.path.exists(): training.log.save()   # the disk was lost, its checkpoints were not
+        if folder and training.done:
+            if not training.log.path.exists(): training.log.save()   # the disk was lost, its checkpoints were not
+            training.complete()
         examples = Path(folder or ".") / "examples.parquet"
         if folder and training.done and c.agree(not examples.exists()):   # also after a kill at the very end
             table = examples_table(training)

@@ -28,7 +28,7 @@ NOTEBOOKS = {   # notebook -> its recipes, what "auto" means with steps or epoch
     "run_forgetting": (recipes.FORGETTING_RECIPES, "cifar10-resnet18", dict(removal=RemovalRecipe)),
     "run_dynams": (recipes.DYNAMS_RECIPES, "cifar10-resnet18", dict(dynams=DynaMSRecipe)),
     "run_compare": (recipes.COMPARE_RECIPES, "cifar10-10k", dict(compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSSettings)),
-    "run_nmt": (recipes.NMT_RECIPES, "ted", dict(data=CorpusRecipe, train=NMTRecipe, languages=LanguageRecipe)),
+    "run_nmt": (recipes.NMT_RECIPES, "quick", dict(data=CorpusRecipe, train=NMTRecipe, languages=LanguageRecipe)),
 }
 
 
@@ -146,6 +146,7 @@ def test_translation(execute):
     metrics = pd.read_parquet(folder / "metrics.parquet")
     usage = metrics[metrics.name.str.startswith("usage/")].groupby(["method", "seed", "step"]).value.sum()
     assert ((usage - 1).abs() < 1e-6).all() and metrics[(metrics.method == "tcs_dds") & (metrics.name == "reward/ru") & (metrics.step == 40)].value.notna().all()
+    assert (pd.read_csv(folder / "bootstrap.csv", index_col=0).loc[["tcs_dds", "related"], ["seed 0", "seed 1"]] <= 1).all(axis=None)
     again, _ = execute("run_nmt", **given, name=folder.name)
     assert again == folder and runs.read_results(folder).equals(table.reset_index())
 
@@ -170,8 +171,8 @@ def test_dds_on_xla(execute):
     ("run_nmt", dict(method="tcsdds"), "did you mean 'tcs_dds'"),
     ("run_nmt", dict(lang="ax"), "lang = 'ax': must be one of az"),
     ("run_nmt", dict(target_vocab=500), "target_vocab = 500: must be at most"),
-    ("run_nmt", dict(lang="tr"), "related: related = '': must name the relative of 'tr'"),
-    ("run_nmt", dict(block=10**6), "block = 1000000: must be at most"),
+    ("run_nmt", dict(lang="tr"), "related: related = '': must name the relative of 'tr', one of az, be, "),
+    ("run_nmt", dict(languages="az,ru", source_vocab=300), "related: related = 'tr': must name the relative of 'az', one of ru; or leave"),
     ("run_nmt", dict(words=20), "words = 20: must be at least"),
 ])
 def test_bad_input_stops_before_training(execute, name, given, text):
