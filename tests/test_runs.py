@@ -33,6 +33,23 @@ def test_table_for_readers():
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
 
 
+def test_accuracy_and_bleu_stay_apart(tmp_path):
+    "Each table is headed by what it compares; a table over runs of both kinds says which row is what."
+    bleu = [{("bleu" if k == "accuracy" else k): v for k, v in r.items()} | {"chrf": 50.0} for r in ROWS]
+    for name, rows in (("images", ROWS), ("text", bleu)):
+        columns = {m: g.drop(columns="method").to_dict("list") for m, g in pd.DataFrame(rows).groupby("method", sort=False)}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({"methods": columns}))
+    text = runs.read_results(tmp_path / "text").set_index("method")
+    assert text["mean"].equals(runs.read_results(tmp_path / "images").set_index("method")["mean"]) and text.chrf.eq(50).all()
+    assert runs.show_results(runs.read_results(tmp_path / "text")).columns[0] == "BLEU"
+    assert runs.show_results(runs.read_results(tmp_path / "images")).columns[0] == "accuracy, %"
+    both = runs.table(tmp_path)
+    assert dict(zip(both.run, both.metric)) == {"images": "accuracy, %", "text": "BLEU"}
+    shown = runs.show_results(both)
+    assert shown.columns[0] == "accuracy, % or BLEU" and shown.chrF.tolist() == ["–", "–", "50.0", "50.0"]
+
+
 def test_a_run_written_and_read_back(tmp_path):
     settings = runs.resolve({"recipe": "quick", "steps": 20, "warmup_steps": 2, "eval_every": 10, "n_train": 200}, recipes.DDS_RECIPES,
                             "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
