@@ -799,7 +799,7 @@ def similarity(
 # %% ../nbs/10_nmt.ipynb #96962453
 class LanguageSampler(Selector):
     "Draw target sentences uniformly, and for each the language of its source from p(S|y); here: every language alike."
-    needs, host, stored = ("n", "score_all"), ("order", "position", "shuffles"), True
+    needs, host, stored = ("n", "score_all"), ("order", "position", "shuffles", "setup_seconds"), True
 
     def __init__(self, block: int = 20_000):   # K, target sentences drawn at a time; all of them where there are fewer
         super().__init__()

@@ -148,7 +148,8 @@ def test_translation(execute):
     assert ((usage - 1).abs() < 1e-6).all() and metrics[(metrics.method == "tcs_dds") & (metrics.name == "reward/ru") & (metrics.step == 40)].value.notna().all()
     assert (pd.read_csv(folder / "bootstrap.csv", index_col=0).loc[["tcs_dds", "related"], ["seed 0", "seed 1"]] <= 1).all(axis=None)
     again, _ = execute("run_nmt", **given, name=folder.name)
-    assert again == folder and runs.read_results(folder).equals(table.reset_index())
+    assert again == folder
+    pd.testing.assert_frame_equal(runs.read_results(folder), table.reset_index(), check_exact=True)
 
 
 def test_dds_on_xla(execute):
