@@ -36,7 +36,7 @@ from sacrebleu.significance import PairedTest
 from torch import Tensor, nn
 
 from .core import Batch, Collectives, check, check_settings, evaluating, seeded, setting, start_momentum, suggest
-from .data import Examples, Loader, feed, fetch
+from .data import Examples, Loader, apply_decisions, feed, fetch, read_decisions
 from .selectors import Selector, Task
 from .trainer import LoopRecipe, Training, write_atomic
 
@@ -211,6 +211,7 @@ class CorpusRecipe:
     test_size: int = setting(300, "test pairs, the first ones; 0: all", "natural")
     data_dir: str | None = setting(None, "folder of the data sets; none: the environment variable DATASEL_DATA")
     data_seed: int = setting(0, "draws which pairs are kept", "natural")
+    decisions: str | None = setting(None, "file of decisions about training pairs, as the explorer writes it; none: all pairs")
     def __post_init__(self):
         check_settings(self)
         _check_corpus(self)
@@ -372,6 +373,12 @@ class Pairs(Examples):
     def take(self, ids):
         ids = ids.to(self.x.device)
         return Batch(self.x[ids].long(), self.y[ids].long(), ids)
+
+    def select(self, positions):
+        "A split of its own from some positions [n]; target sentences that are left without a pair are gone."
+        new = super().select(positions)
+        new.target = new.target.unique(return_inverse=True)[1]
+        return new
 
     def present(self) -> Tensor:
         "In which languages each target sentence exists, [targets, languages] bool."
@@ -691,13 +698,18 @@ class Text(NamedTuple):
 def prepare_text(
     corpus: Parallel,
     recipe: NMTRecipe,
+    decisions=None,     # file of decisions about training pairs; the pieces are learned from all pairs
 ) -> Text:
     "Learn the pieces from the training sentences, and cut these. `ValueError` on a vocabulary that they do not yield."
     train = corpus.train
     source = train_pieces(train.source, recipe.source_vocab, "source_vocab")
     target = train_pieces(list(dict.fromkeys(train.target)), recipe.target_vocab, "target_vocab")
     dev, test = (encode(c, source, target) for c in (corpus.dev, corpus.test))
-    return Text(encode(train, source, target, recipe.max_length, recipe.buckets), dev, test, corpus, source, target)
+    pairs = encode(train, source, target, recipe.max_length, recipe.buckets)
+    if decisions is not None: pairs = apply_decisions(pairs, read_decisions(decisions))
+    if lost := [language for i, language in enumerate(pairs.languages) if not (pairs.lang == i).any()]:
+        raise ValueError(f"decisions = {str(decisions)!r}: must leave pairs of {', '.join(lost)}")
+    return Text(pairs, dev, test, corpus, source, target)
 
 # %% ../nbs/10_nmt.ipynb #2055a54b
 class Translation(Training):

@@ -6,12 +6,13 @@
 __all__ = ['RESULTS', 'RunRecipe', 'resolve', 'project_root', 'commit', 'Run', 'open_run', 'begin', 'record', 'results', 'finish',
            'read_results', 'table', 'plus_minus', 'show_results', 'results_text', 'wants_run_folder', 'papermill_main']
 
-# %% ../nbs/11_runs.ipynb #0be488be
+# %% ../nbs/11_runs.ipynb #8a48f7da
 import atexit
 import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,7 @@ def begin(settings: SimpleNamespace, data: Splits, prefix: str = "", root=None) 
           f"{length}; seeds {settings.run.seed} to {settings.run.seed + settings.run.seeds - 1}")
     print(f"run folder: papermill_runs/{run.folder.name}; {backend.device.type}, {c.devices} device{'s' * (c.devices > 1)}")
     if c.main and data.train.clean_y is not None: changed_labels(data.train).to_csv(run.folder / "changed_labels.csv", index=False)
+    if c.main and settings.data.decisions is not None: shutil.copy(settings.data.decisions, run.folder / "decisions.csv")
     Preemption.stopped = False
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, _stop_at_once)
     return run

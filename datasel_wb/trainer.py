@@ -665,7 +665,8 @@ class Training:
 
     def identity(self) -> dict:
         "What must be the same for a checkpoint to belong to this training."
-        labels = hashlib.sha256(self.data.train.y.cpu().numpy().tobytes()).hexdigest()[:12]
+        rows = (self.data.train.y, self.data.train.source)   # which examples, with which labels
+        labels = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in rows)).hexdigest()[:12]
         method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
         return {k: v for k, v in asdict(self.recipe).items() if k not in PLACE} | method | {"seed": self.seed, "labels": labels}
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment, _apply_op
 
 from datasel_wb.core import seeded
-from datasel_wb.data import (OPS, Augment, DataRecipe, Examples, FolderExamples, Loader, apply_changes, changed_labels, crop_window,
-                             eval_batches, flip_labels, list_tree, load_data, load_digits_splits, load_image, load_images,
-                             noise_pixels, permute_pixels, randaugment, swap_images, thin_classes)
+from datasel_wb.data import (OPS, Augment, DataRecipe, Examples, FolderExamples, Loader, apply_changes, apply_decisions, changed_labels,
+                             crop_window, eval_batches, flip_labels, list_tree, load_data, load_digits_splits, load_image, load_images,
+                             noise_pixels, permute_pixels, randaugment, read_decisions, swap_images, thin_classes)
 
 DIGITS, TEST = load_digits_splits()
 
@@ -623,3 +624,75 @@ def test_cifar10():
     assert torch.bincount(data.train.y).tolist() == [400] * 10 and torch.bincount(data.dev.y).tolist() == [500] * 10
     x = Augment(mean=data.test.mean, std=data.test.std)(data.test.x)
     assert x.mean((0, 2, 3)).abs().max() < 0.05 and (x.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def decisions_of(split, actions, **more):
+    "One decision per action, about the first examples of a split, from the last to the first of them."
+    ids = list(range(len(actions)))[::-1]
+    return pd.DataFrame({"source": split.source[ids].numpy(), "action": actions, "label": "", "was": [split.classes[int(split.y[i])] for i in ids],
+                         "reason": ""} | more)
+
+
+@pytest.mark.parametrize("actions", [["remove"] * 5, ["remove", "keep", "relabel"] * 20, ["relabel"], ["keep"] * 3])
+def test_decisions_against_a_loop_over_examples(actions):
+    split = load_data(DataRecipe(noise=0.4)).train
+    frame = decisions_of(split, actions, label=["3" if a == "relabel" else "" for a in actions])
+    said = {r.source: r for r in frame.itertuples()}
+    rows = []
+    for x, y, clean, source in zip(split.x, split.y.tolist(), split.clean_y.tolist(), split.source.tolist()):
+        action = said[source].action if source in said else ""
+        if action == "remove" or ("keep" in actions and action not in ("keep", "relabel")): continue
+        y = 3 if action == "relabel" else y
+        rows.append((x, y, clean, source, y != clean))
+    after = apply_decisions(split, frame)
+    assert after.source.tolist() == [r[3] for r in rows] and after.y.tolist() == [r[1] for r in rows]
+    assert after.noisy.tolist() == [r[4] for r in rows] and after.clean_y.tolist() == [r[2] for r in rows]
+    assert torch.equal(after.x, torch.stack([r[0] for r in rows]))
+    assert torch.equal(split.y, load_data(DataRecipe(noise=0.4)).train.y)      # the given split is as it was
+
+
+def test_decisions_reach_the_training_set_of_a_recipe_by_file(tmp_path, tree):
+    for recipe, actions in ((DataRecipe(noise=0.4), ["remove"] * 40), (DataRecipe(dataset=str(tree), dev_size=20, memory_gb=1e-9, image_size=8), ["remove"] * 9)):
+        before = load_data(recipe)
+        frame = decisions_of(before.train, actions)
+        frame[["source", "action"]].to_csv(tmp_path / "few.csv", index=False)    # what was and why may be missing
+        after = load_data(replace(recipe, decisions=str(tmp_path / "few.csv")))
+        assert len(after.train) == len(before.train) - len(actions) and not set(after.train.source.tolist()) & set(frame.source)
+        assert torch.equal(after.train.take(torch.arange(5)).x, before.train.take(torch.arange(len(actions), len(actions) + 5)).x)
+        assert torch.equal(after.dev.y, before.dev.y) and torch.equal(after.test.y, before.test.y)
+
+
+def test_decisions_about_what_is_held_out_change_nothing():
+    splits = load_data(DataRecipe(dev_size=250))
+    frame = pd.DataFrame({"source": [0, 1, 300], "action": "remove", "label": "", "was": "", "reason": ""})
+    assert len(apply_decisions(splits.train, frame)) == len(splits.train) - 1
+
+
+@pytest.mark.parametrize("change, text", [
+    (dict(was="no"), "was = 'no' for source"), (dict(was="9"), "other data or other noise"), (dict(source=[50_000, 50_001]), "neither this nor any other"),
+    (dict(action="relabel", label="ten"), "label = 'ten' for source"),
+])
+def test_decisions_about_other_data_are_refused(change, text):
+    split = load_digits_splits()[0].select(range(20))
+    split.y[:2] = 4
+    with pytest.raises(ValueError, match=text): apply_decisions(split, decisions_of(split, ["remove", "keep"]).assign(**change))
+
+
+def test_decisions_must_leave_something():
+    split = DIGITS.select(range(3))
+    with pytest.raises(ValueError, match="remove all 3 examples"): apply_decisions(split, decisions_of(split, ["remove"] * 3))
+
+
+@pytest.mark.parametrize("text, error", [
+    ("", "not a CSV file"), ("source\n1\n", "column 'action' is missing"), ("source,action\n-1,remove\n", "line 2: source = '-1'"),
+    ("source,action\n1,remove\n1.5,remove\n", "line 3: source = '1.5'"), ("source,action\n1,drop\n", "line 2: action = 'drop' must be one of remove"),
+    ("source,action\n1,remove\n2,remove\n1,keep\n", "line 4: source = '1' must be named only once"),
+    ("source,action,label\n1,relabel,\n", "line 2: label = '' must be a class"), ("\xff\xfe\x00", "not a CSV file|column"),
+])
+def test_a_bad_file_of_decisions_is_refused_with_its_line(tmp_path, text, error):
+    (tmp_path / "d.csv").write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=error): read_decisions(tmp_path / "d.csv")
+
+
+def test_a_missing_file_of_decisions(tmp_path):
+    with pytest.raises(ValueError, match="no such file"): load_data(DataRecipe(decisions=str(tmp_path / "none.csv")))

@@ -1006,3 +1006,22 @@ def test_settings_that_do_not_fit_the_data_speak(text, make, words):
 def test_blocks_below_a_batch_are_refused(text):
     with pytest.raises(ValueError, match="must not exceed the 3 examples that LanguageSampler visits in its smallest epoch"):
         Translation(RECIPE, text, LanguageSampler(3))
+
+
+def test_decisions_about_pairs(corpus, tmp_path):
+    file = tmp_path / "decisions.csv"
+    def prepared(rows):
+        file.write_text("source,action\n" + "".join(f"{s},{a}\n" for s, a in rows))
+        return prepare_text(corpus, RECIPE, file).train
+    full = prepare_text(corpus, RECIPE).train
+    out = [0, 7, len(full) - 1]
+    few = prepared([(s, "remove") for s in out])
+    assert few.source.tolist() == [s for s in range(len(full)) if s not in out]
+    assert few.present().any(1).all()                                    # every target that is left has a source
+    same = {tuple(row): int(t) for row, t in zip(full.y[few.source].tolist(), few.target)}
+    assert all(same[tuple(y)] == int(t) for y, t in zip(few.y.tolist(), few.target))
+    with pytest.raises(ValueError, match="'relabel' for source 3: must be remove or keep"):
+        file.write_text("source,action,label\n3,relabel,tr\n")
+        prepare_text(corpus, RECIPE, file)
+    lang = full.languages[int(full.lang[0])]
+    with pytest.raises(ValueError, match=f"must leave pairs of {lang}"): prepared([(int(s), "remove") for s in full.source[full.lang == full.lang[0]]])

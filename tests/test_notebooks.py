@@ -164,6 +164,7 @@ def test_dds_on_xla(execute):
 
 @pytest.mark.parametrize("name, given, text", [
     ("run_compare", dict(methods="forgeting"), "did you mean 'forgetting'"),
+    ("run_compare", dict(decisions="none.csv"), "decisions = 'none.csv': no such file"),
     ("run_compare", dict(dev_size=0), "batchweight: BatchWeight needs dev_batch"),
     ("run_forgetting", dict(remove="5000"), "remove = '5000': 5000 must lie in 1..1265 for 1297 examples"),
     ("run_dynams", dict(budget=0.1), "budget = 0.1: a power schedule"),
