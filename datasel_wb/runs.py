@@ -170,7 +170,8 @@ def begin(settings: SimpleNamespace, data: Splits, prefix: str = "", root=None) 
           f"{length}; seeds {settings.run.seed} to {settings.run.seed + settings.run.seeds - 1}")
     print(f"run folder: papermill_runs/{run.folder.name}; {backend.device.type}, {c.devices} device{'s' * (c.devices > 1)}")
     if c.main and data.train.clean_y is not None: changed_labels(data.train).to_csv(run.folder / "changed_labels.csv", index=False)
-    if c.main and settings.data.decisions is not None: shutil.copy(settings.data.decisions, run.folder / "decisions.csv")
+    applied = run.folder / "decisions_applied.csv"
+    if c.main and settings.data.decisions is not None and not applied.exists(): shutil.copy(settings.data.decisions, applied)
     Preemption.stopped = False
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, _stop_at_once)
     return run

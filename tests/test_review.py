@@ -1,0 +1,206 @@
+"""Records of examples, decisions in a file, training on what is left: bad input, two writers, cancelled and failed trainings."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from datasel_wb.data import DataRecipe, load_data, read_decisions
+from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, as_pictures, edited_name, example_run, find_runs, look,
+                               read_training, retrain, settings_of, trainings_of)
+from datasel_wb.trainer import fit, saved_model
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory): return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(root): return example_run(root, steps=60, eval_every=30, save_every=30)
+
+
+def test_records_are_the_table_of_the_training(run):
+    records = read_training(run)
+    assert add_pictures(records) == ""
+    train = load_data(settings_of(run).data).train
+    assert torch.equal(torch.stack(records.pictures.take([5, 0])), train.x[[5, 0]])
+    assert records.frame.source.tolist() == train.source.tolist() and not {"id", "source", "label", "clean_label", "noisy"} & set(records.scores)
+
+
+def test_the_kept_losses_are_those_of_the_training(run):
+    records = read_training(run)
+    recipe = settings_of(run)
+    training = fit(recipe.train, load_data(recipe.data), folder=run / "uniform-0")     # finished: it only loads
+    for row in (0, 17, 1046):
+        expected = training.dynamics.history("loss")[row]
+        assert np.array_equal(records.history(row), expected[expected.isfinite()].numpy())
+
+
+def test_what_the_network_says_is_what_it_says(run):
+    records = read_training(run)
+    seen = look(records)
+    recipe = settings_of(run)
+    train = load_data(recipe.data).train
+    x = (train.x[:9].float() / 255 - train.mean[0]) / train.std[0]
+    p = saved_model(run / "uniform-0", recipe.train, train).eval()(x).softmax(1)
+    assert seen.predicted[:9].tolist() == [train.classes[i] for i in p.argmax(1)]
+    assert np.allclose(seen.probability[:9], p[torch.arange(9), train.y[:9]].detach(), atol=1e-5)
+    assert look(records, "t-sne").columns.tolist() == ["predicted", "probability", "t-sne 1", "t-sne 2"]
+    with pytest.raises(ValueError, match="how = 'umap': must be one of pca, t-sne"): look(records, "umap")
+
+
+@pytest.mark.parametrize("frame, text", [
+    (pd.DataFrame({"score": []}), "has no rows"), (pd.DataFrame({"source": [1, 1], "a": [0, 1]}), "source = 1 is there more than once"),
+])
+def test_bad_tables(frame, text):
+    with pytest.raises(ValueError, match=text): Records(frame)
+
+
+@pytest.mark.parametrize("images, text", [
+    (torch.zeros(3, 1, 8, 8), "must be uint8"), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "2 for 3 examples"), (["a.png"], "1 for 3 examples"),
+])
+def test_bad_images(images, text):
+    with pytest.raises(ValueError, match=text): as_pictures(images, 3)
+
+
+def test_missing_and_damaged_pictures_are_none(tmp_path):
+    good = Path(__file__).parents[1] / "nbs" / "images" / "dds_quick.png"
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    taken = as_pictures([good, tmp_path / "none.png", tmp_path / "bad.png"], 3).take([2, 0, 1])
+    assert [x is None for x in taken] == [True, False, True] and taken[1].dtype == torch.uint8
+
+
+def test_pictures_of_a_tree_are_its_files(tmp_path):
+    from torchvision.io import write_png
+    digits = load_data(DataRecipe()).train
+    for part in ("train", "test"):
+        for i in range(60):
+            folder = tmp_path / "tree" / part / str(int(digits.y[i]))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_png(digits.x[i], str(folder / f"{i}.png"))
+    run = example_run(tmp_path / "runs", dataset=str(tmp_path / "tree"), n_train=50, dev_size=10, noise=0.2, steps=4, warmup_steps=0, batch_size=16, eval_every=4, save_every=4, log_every=2, model="tiny_resnet")
+    records = read_training(run)
+    assert add_pictures(records) == ""
+    train = load_data(settings_of(run).data).train
+    assert torch.equal(torch.stack(records.pictures.take(range(len(train)))), train.x)
+    gone = Path(os.fsdecode(records.pictures.files[3]))
+    gone.unlink()
+    assert [x is None for x in records.pictures.take([2, 3])] == [False, True]
+
+
+def test_folders_that_are_no_run(run, tmp_path):
+    with pytest.raises(ValueError, match="no such folder"): read_training(tmp_path / "none")
+    with pytest.raises(ValueError, match="no recipe.json"): read_training(tmp_path)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(ValueError, match="recipe.json: cannot be read"): read_training(tmp_path)
+    shutil.copy(run / "recipe.json", tmp_path)
+    with pytest.raises(ValueError, match="no training has ended yet"): trainings_of(tmp_path)
+    (tmp_path / "uniform-0").mkdir()
+    (tmp_path / "uniform-0" / "examples.parquet").write_bytes((run / "uniform-0" / "examples.parquet").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read; it is damaged"): read_training(tmp_path)
+    pd.read_parquet(run / "uniform-0" / "examples.parquet").drop(columns="source").to_parquet(tmp_path / "uniform-0" / "examples.parquet")
+    with pytest.raises(ValueError, match="has no column 'source', so it is of an older version"): read_training(tmp_path)
+    assert find_runs(tmp_path / "none") == []
+
+
+def test_decisions_are_saved_at_once_and_undone(tmp_path):
+    file = tmp_path / "decisions.csv"
+    d = Decisions(file)
+    d.decide("remove", [3, 1, 2], ["cat"] * 3, reason="blurred, \"twice\"")
+    d.decide("relabel", [1, 9], ["dog", "cat"], ["cat", "dog"])
+    rows = read_decisions(file).set_index("source")
+    assert sorted(rows.index) == [1, 2, 3, 9] and rows.action[1] == "relabel" and rows.label[9] == "dog" and rows.reason[3] == 'blurred, "twice"'
+    assert rows.was[1] == "cat"                      # what it was when it was first looked at
+    d.decide("", [3])
+    assert 3 not in read_decisions(file).source.tolist()
+    for expected in ([1, 2, 3, 9], [1, 2, 3], []):
+        d.undo()
+        assert sorted(read_decisions(file).source) == expected
+    with pytest.raises(ValueError, match="nothing was decided"): d.undo()
+
+
+def test_the_second_writer_is_told_also_from_another_process(tmp_path):
+    file = tmp_path / "decisions.csv"
+    mine = Decisions(file)
+    mine.decide("remove", [1])
+    code = f"from datasel_wb.review import Decisions\nd = Decisions({str(file)!r})\nprint(len(d))\nd.decide('remove', [2])"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert other.stdout == "1\n" and "another explorer decides about this run" in other.stderr
+    assert read_decisions(file).source.tolist() == [1]
+    mine.close()
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert read_decisions(file).source.tolist() == [1, 2]
+
+
+def test_a_file_that_somebody_changed_is_not_overwritten(tmp_path):
+    d = Decisions(tmp_path / "decisions.csv")
+    d.decide("remove", [1])
+    (tmp_path / "decisions.csv").write_text("source,action\n7,keep\n")
+    with pytest.raises(ValueError, match="changed by somebody else"): d.decide("remove", [2])
+    assert read_decisions(tmp_path / "decisions.csv").source.tolist() == [7] and len(d) == 1
+
+
+def test_retraining_equals_a_run_with_the_decisions_as_a_parameter(run, root):
+    frame = read_training(run).frame
+    d = Decisions(run / "some.csv")
+    d.decide("remove", frame.source[:400], frame["class"][:400])
+    table = retrain(run, d.path)
+    after = root / edited_name(run, d.path, 0)
+    assert table.n.item() == 1 and pd.read_parquet(after / "examples.parquet").source.tolist() == frame.source[400:].tolist()
+    same = example_run(root, steps=60, eval_every=30, save_every=30, decisions=str(d.path), name="by-hand")
+    a, b = (pd.read_parquet(f / "metrics.parquet").drop(columns="seconds") for f in (after, same))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert (after / "decisions_applied.csv").read_bytes() == d.path.read_bytes()
+    again = Decisions(after / "decisions.csv", start=after / "decisions_applied.csv")     # the next round begins with what was decided
+    assert len(again) == 400
+
+
+def test_cancelled_goes_on_and_failed_says_why(root):
+    run = example_run(root, steps=1500, eval_every=500, save_every=50, log_every=50, name="long")
+    frame = read_training(run).frame
+    d = Decisions(run / "decisions.csv")
+    d.decide("remove", frame.source[:3])
+    job = Retraining(run, d.path, 0)
+    deadline = time.time() + 120
+    while not (job.folder / "uniform-0" / "checkpoints" / "checkpoints.json").exists():
+        assert job.state() == "running" and time.time() < deadline, job.words()
+        time.sleep(0.05)
+    job.cancel()
+    job.process.wait()
+    assert job.state() == "cancelled" and not (job.folder / "result.json").exists()
+    saved = json.loads((job.folder / "uniform-0" / "checkpoints" / "checkpoints.json").read_text())["saved"][-1]["step"]
+    assert 0 < saved < 1500
+    again = Retraining(run, d.path, 0)
+    again.process.wait()
+    assert again.state() == "done" and again.folder == job.folder, again.words()
+    d.decide("keep", frame.source[5:9])
+    bad = Retraining(run, d.path, 0)
+    bad.process.wait()
+    assert bad.state() == "failed" and "batch_size" in bad.words()
+
+
+def test_a_translation_run_is_read_and_trained_again(root):
+    from datasel_wb import recipes, runs
+    from datasel_wb.nmt import CorpusRecipe, NMTRecipe, Translation, load_corpus, prepare_text
+    settings = runs.resolve(dict(steps=6, eval_every=6, log_every=3, save_every=6, languages="az,tr", low=30, high=60, dev_size=4, test_size=4, hidden=16, embed=16,
+                                 source_vocab=100, target_vocab=50, name="words"),
+                            recipes.NMT_RECIPES, published="quick", data=CorpusRecipe, train=NMTRecipe)
+    text = prepare_text(load_corpus(settings.data), settings.train)
+    run = runs.begin(settings, text, root=root)
+    training = fit(settings.train, text, folder=run.folder / "uniform-0", kind=Translation)
+    runs.finish(run, [runs.record("uniform", training)])
+    records = read_training(run.folder)
+    assert add_pictures(records) == "" and records.pictures is None and records.group == "language" and "target" not in records.scores
+    d = Decisions(run.folder / "decisions.csv")
+    d.decide("remove", records.frame.source[:5])
+    retrain(run.folder, d.path)
+    after = pd.read_parquet(root / edited_name(run.folder, d.path, 0) / "examples.parquet")
+    assert after.source.tolist() == records.frame.source[5:].tolist()
+    with pytest.raises(ValueError, match="must be a training of images"): look(records)
