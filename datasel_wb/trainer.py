@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['PLACE', 'BACKENDS', 'QUANTILES', 'LoopRecipe', 'Recipe', 'Eager', 'step_where', 'make_backend', 'EMA', 'evaluate',
            'write_atomic', 'Store', 'snapshot', 'Checkpoints', 'groups', 'spread', 'MetricLog', 'write_frame',
-           'Training', 'progress_bar', 'Preemption', 'fit', 'checkpoint_folder', 'examples_table', 'saved_model']
+           'Training', 'Live', 'progress_bar', 'Preemption', 'fit', 'checkpoint_folder', 'examples_table',
+           'saved_model']
 
-# %% ../nbs/08_trainer.ipynb #d133a3e4
+# %% ../nbs/08_trainer.ipynb #a1847267
 import copy
+import csv
 import hashlib
 import io
 import json
 import math
 import os
+import platform
 import signal
 import sys
 import threading
@@ -278,15 +281,19 @@ def evaluate(
     out = {"loss": loss, "top1": 100 * top1}
     return out | ({"top5": 100 * top5} if examples.n_classes > 5 else {})
 
-# %% ../nbs/08_trainer.ipynb #30c68dec
-def write_atomic(path: Path, data: bytes) -> None:
+# %% ../nbs/08_trainer.ipynb #5e74acc3
+def write_atomic(
+    path: Path,
+    data: bytes,
+    lasting: bool = True,  # wait until the disk has it, so that it outlives a power cut
+) -> None:
     "Replace `path` by `data`, or leave it as it is. `OSError` when the disk refuses."
     tmp = path.with_name(path.name + ".tmp")
     try:
         with open(tmp, "wb") as f:
             f.write(data)
             f.flush()
-            os.fsync(f.fileno())
+            if lasting: os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
         tmp.unlink(missing_ok=True)
@@ -655,6 +662,17 @@ class Training:
         return {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device, self.backend.collectives, self.recipe.workers)
                 for k, s in (("dev", self.data.dev), ("test", self.data.test)) if s is not None}
 
+    def extremes(self, n: int = 8) -> dict:
+        "The examples of highest and of lowest weight at their last presentation; of loss, where the method gives no weights."
+        by = "loss" if self.selector.seen is None or self.selector.seen.weights is None else "weight"
+        value, shown = self.dynamics.column(by), self.dynamics.column("presentations") > 0
+        (group, names), noisy, out = self.groups(), self.data.train.noisy, {"by": by}
+        for end, sign in (("highest", 1), ("lowest", -1)):
+            found = (t.tolist() for t in torch.where(shown, sign * value, -torch.inf).topk(min(n, len(value))))
+            out[end] = [{"id": i, "class": names[group[i]], "value": sign * v, "noisy": noisy is not None and bool(noisy[i])}
+                        for v, i in zip(*found) if v > -math.inf]
+        return out
+
     def state(self) -> dict:
         "All that a resume needs; tensors, numbers and strings."
         parts = {k: getattr(self, k).state_dict() for k in self.PARTS}
@@ -683,6 +701,57 @@ class Training:
         self.settle()
         if state["rng"]["kind"] == self.backend.kind: self.backend.set_rng_state(state["rng"])
         elif self.recipe.dropout: warnings.warn(f"the checkpoint was made on {state['rng']['kind']}, this is {self.backend.kind}: dropout draws anew")
+
+# %% ../nbs/08_trainer.ipynb #68a0c529
+class Live:
+    "Tells those who watch a training how it goes, by two files in its folder that vanish when it is done."
+    FILES = "live.json", "live.csv"
+
+    def __init__(self,
+        training: Training,
+        folder,      # of the training; None: nobody can watch
+        label: str,  # its name
+    ):
+        self.training, self.folder, self.state, self.rows_told = training, folder and Path(folder), {}, 0
+        self.fixed = {"label": label, "seed": training.seed, "metric": training.METRIC, "steps": self.last(), "began": time.time(),
+                      "pid": os.getpid(), "host": platform.node()}
+
+    def last(self) -> int:
+        "The place at which the training ends, in steps of its schedule."
+        r = self.training.recipe
+        return round(r.steps * r.stop_epoch / r.epochs) if r.stop_epoch else r.steps
+
+    def tell(self, status: str = "running", message: str = "") -> None:
+        "Write how it stands; called by all processes, written by the first."
+        if not self.folder: return
+        t, first = self.training, not self.state
+        if first: self.fixed["start"] = int(t.place)
+        looks = t.extremes() if status == "running" else {}   # after a failure the device may not answer
+        self.state |= self.fixed | looks | {"status": status, "message": message, "step": int(t.place), "seconds": t.seconds,
+                                            "shown": t.shown, "time": time.time()}
+        if not t.backend.collectives.main: return
+        try: self._write()
+        except OSError as e:
+            warnings.warn(f"{e}; the training goes on, but cannot be watched")
+            self.folder = None
+
+    def _write(self) -> None:
+        "New rows first, so that whoever reads `live.json` finds them."
+        rows = self.training.log.rows
+        with open(self.folder / "live.csv", "a" if self.rows_told else "w", newline="") as f: csv.writer(f).writerows(rows[self.rows_told:])
+        self.rows_told = len(rows)
+        write_atomic(self.folder / "live.json", json.dumps(self.state).encode(), lasting=False)
+
+    def __enter__(self): return self
+
+    def __exit__(self, kind, error, _):
+        "Remove the files of a training that is done; else say how it ended."
+        if kind is None and self.training.done:
+            if self.folder and self.training.backend.collectives.main:
+                for name in self.FILES: (self.folder / name).unlink(missing_ok=True)
+        elif self.state:
+            stopped = kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit))
+            self.tell("stopped") if stopped else self.tell("failed", f"{kind.__name__}: {error}")
 
 # %% ../nbs/08_trainer.ipynb #2ece9d10
 def progress_bar(total: int, done: int, label: str, shown: bool = True) -> tqdm:
@@ -724,18 +793,18 @@ def fit(
 ) -> Training:
     "Train to the recipe's last step, from the folder's newest checkpoint if it has one."
     training = kind(recipe, data, selector, seed, augment, model, backend, folder)
-    recipe = training.recipe
+    recipe, label = training.recipe, label or type(training.selector).__name__
     c = training.backend.collectives
     saved = Checkpoints(checkpoint_folder(recipe, folder), recipe.keep, c.main) if folder else None
-    with Preemption() as preemption:
+    with Preemption() as preemption, Live(training, folder, label) as live:
         with saved or nullcontext(), training.backend.own_random_state(seed):
             if saved and (state := saved.load()): training.load_state(state)
             elif saved and (Path(folder) / "metrics.parquet").exists():
                 warnings.warn(f"{saved.store.folder}: has no checkpoint, though {folder} has records of an earlier one; starting anew")
             training.log = MetricLog(folder, state.get("log") if saved and state else None, training.steps_done, c.main)
             if not training.done:
-                with progress_bar(recipe.steps, int(training.place), label or type(training.selector).__name__, c.main) as bar:
-                    _train(training, saved, bar, preemption)
+                with progress_bar(recipe.steps, int(training.place), label, c.main) as bar:
+                    _train(training, saved, bar, preemption, live)
         training.log.close()
         if folder and training.done:
             if not training.log.path.exists(): training.log.save()   # the disk was lost, its checkpoints were not
@@ -749,8 +818,9 @@ def fit(
         preemption.message = f"stopped by SIGTERM at step {training.steps_done}; {rest}"
     return training
 
-# %% ../nbs/08_trainer.ipynb #6897b107
-def _train(training: Training, saved: Checkpoints | None, bar: tqdm, preemption: Preemption) -> None:
+# %% ../nbs/08_trainer.ipynb #a1b15798
+def _train(training: Training, saved: Checkpoints | None, bar: tqdm, preemption: Preemption, live: Live) -> None:
+    live.tell()
     recipe, clock, seen = training.recipe, time.perf_counter(), training.examples_seen
     traced = _tracing(training)
     def due(every): return training.steps_done % every == 0 or training.done
@@ -773,6 +843,7 @@ def _train(training: Training, saved: Checkpoints | None, bar: tqdm, preemption:
             preemption.requested = True   # in this process too
             return
         bar.set_postfix(training.shown, refresh=False)
+        live.tell()
         clock, seen = time.perf_counter(), training.examples_seen
 
 # %% ../nbs/08_trainer.ipynb #c5f73905

@@ -6,11 +6,12 @@
 __all__ = ['BLUE', 'VERMILLION', 'GREY', 'COLOURS', 'WIDTH', 'HEIGHT', 'MAX_ROWS', 'X_TITLES', 'Y_TITLES', 'HEALTH', 'SIGMA_X',
            'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', 'GROUPS', 'LANGUAGE_COLOURS', 'LANGUAGE_TITLES',
            'MAP_COLOURS', 'CELL', 'ROW', 'RING', 'COSTS', 'COST_SIZE', 'theme', 'method_colours', 'mimebundle',
-           'enable', 'over_seeds', 'curves', 'weights_over_time', 'diagnostics', 'sigma', 'score_histogram', 'removal',
-           'schedule', 'language_colours', 'language_usage', 'language_lines', 'similarity_map', 'Picture',
-           'image_grid', 'ranked_images', 'data_picture', 'comparison', 'accuracy_against_cost', 'save_png']
+           'enable', 'over_seeds', 'curves', 'weights_over_time', 'diagnostics', 'sigma', 'score_histogram', 'data_map',
+           'score_scatter', 'removal', 'schedule', 'language_colours', 'language_usage', 'language_lines',
+           'similarity_map', 'Picture', 'image_grid', 'ranked_images', 'data_picture', 'comparison',
+           'accuracy_against_cost', 'save_png']
 
-# %% ../nbs/12_viz.ipynb #1f34a128
+# %% ../nbs/12_viz.ipynb #0b2c174e
 import base64
 import io
 import json
@@ -22,6 +23,7 @@ import pandas as pd
 import torch
 import vl_convert as vlc
 from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import spearmanr
 
 from .runs import plus_minus
 
@@ -446,7 +448,7 @@ def sigma(
     per = {"inst": ", one per example", "class": ", one per class"}.get(which, f", {which}")
     return alt.hconcat(*panels, spacing=14, title=alt.Title(f"data parameters σ{per}", **({"subtitle": run} if run else {})))
 
-# %% ../nbs/12_viz.ipynb #682beea4
+# %% ../nbs/12_viz.ipynb #2e443140
 def _binned(
     values: pd.Series,    # score of each example
     group: pd.Series,     # its group's name
@@ -458,22 +460,35 @@ def _binned(
              for g, v in values.groupby(group)]
     return pd.concat(parts, ignore_index=True)
 
-def _scores(examples: pd.DataFrame, score: str, method: str | None) -> tuple:
-    "The finite values of a score, the group of each, and a line about them."
-    _need(examples, "examples", score)
+def _of_method(examples: pd.DataFrame, method: str | None, seed: int | None = None) -> tuple:
+    "Rows of one method, and of one seed where it is given, and words that say whose they are."
     methods = list(examples["method"].unique()) if "method" in examples else []
     if method is None and len(methods) > 1: raise ValueError(f"method = None: examples has {', '.join(methods)}; name one")
-    rows = _pick(examples, "examples", method=method) if method is not None else examples
-    values = pd.to_numeric(rows[score]).astype(float).replace([np.inf, -np.inf], np.nan).dropna()
-    if not len(values): raise ValueError(f"score = {score!r}: not one finite number in these rows")
-    noisy = rows.loc[values.index, "noisy"] if "noisy" in rows else pd.Series(None, values.index, dtype=object)
-    rest = "unknown" if noisy.notna().any() else "all examples"
-    group = noisy.astype(object).map({True: "wrong label", False: "clean"}).fillna(rest)
-    seeds = f", {_seeds([rows['seed'].nunique()])}" if "seed" in rows else ""
-    return values, group, f" of {method or methods[0]}" if methods else "", f"{len(values):,} examples{seeds}"
+    wanted = {k: v for k, v in {"method": method, "seed": seed}.items() if v is not None}
+    rows = _pick(examples, "examples", **wanted) if wanted else examples
+    owner = f" of {method or methods[0]}" if methods else ""
+    return rows, owner + (f", seed {seed}" if seed is not None else "")
 
-# %% ../nbs/12_viz.ipynb #36c83aed
+def _scores(rows: pd.DataFrame, *scores: str) -> tuple:
+    "Rows in which all these scores are finite numbers, with the group of each as `group`, and a line about them."
+    found = rows.assign(**{k: pd.to_numeric(rows[k]).astype(float).replace([np.inf, -np.inf], np.nan) for k in scores})
+    for k in scores:
+        if found[k].isna().all(): raise ValueError(f"score = {k!r}: not one finite number in these rows")
+    found = found.dropna(subset=list(scores))
+    if not len(found): raise ValueError(f"{' and '.join(scores)}: no row has finite numbers in both")
+    noisy = found["noisy"] if "noisy" in found else pd.Series(None, found.index, dtype=object)
+    rest = "unknown" if noisy.notna().any() else "all examples"
+    found["group"] = noisy.astype(object).map({True: "wrong label", False: "clean"}).fillna(rest)
+    seeds = f", {_seeds([found['seed'].nunique()])}" if "seed" in found else ""
+    return found, f"{len(found):,} examples{seeds}"
+
+# %% ../nbs/12_viz.ipynb #a1ea7a0f
 GROUPS = {"clean": BLUE, "wrong label": VERMILLION, "unknown": GREY, "all examples": BLUE}
+
+def _group_colours(group: pd.Series) -> alt.Color:
+    "The colours of the groups that there are."
+    look = {g: c for g, c in GROUPS.items() if (group == g).any()}
+    return alt.Color("group:N", title=None, scale=alt.Scale(domain=list(look), range=list(look.values())))
 
 def score_histogram(
     examples: pd.DataFrame,     # one row per example, seed and method
@@ -482,16 +497,71 @@ def score_histogram(
     bins: int = 40,
 ) -> alt.Chart:
     "Distribution of one score over the training examples, clean and wrong labels overlaid."
-    values, group, owner, about = _scores(examples, score, method)
-    look = {g: c for g, c in GROUPS.items() if (group == g).any()}
-    colours = alt.Scale(domain=list(look), range=list(look.values()))
+    _need(examples, "examples", score)
+    rows, owner = _of_method(examples, method)
+    rows, about = _scores(rows, score)
     title = alt.Title(score + owner, subtitle=about)
-    base = alt.Chart(_binned(values, group, bins), title=title, width=WIDTH, height=HEIGHT)
+    base = alt.Chart(_binned(rows[score], rows["group"], bins), title=title, width=WIDTH, height=HEIGHT)
     return base.mark_bar(opacity=0.6, binSpacing=0).encode(
         x=alt.X("start:Q", title=score, bin="binned", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False)), x2="end:Q",
         y=alt.Y("count:Q", title="examples", stack=None),
-        color=alt.Color("group:N", title=None, scale=colours),
+        color=_group_colours(rows["group"]),
         tooltip=["group:N", alt.Tooltip("start:Q", format=".4~g"), alt.Tooltip("end:Q", format=".4~g"), "count:Q"])
+
+# %% ../nbs/12_viz.ipynb #f60c7f21
+def _sampled(
+    rows: pd.DataFrame,
+    about: str,     # the line about them
+    *shown: str,    # columns that the chart shows, in five digits where they are not whole
+) -> tuple:         # rows in random order and the line, which says when they are a sample
+    "At most 5,000 rows, drawn with a fixed seed."
+    drawn = rows.sample(min(len(rows), MAX_ROWS), random_state=0)
+    if len(drawn) < len(rows): about += f"; {len(drawn):,} of them drawn"
+    columns = [c for c in ("id", "seed", "class", *shown) if c in drawn]
+    drawn = drawn[columns].assign(**{c: _digits(drawn[c], 5) for c in shown if pd.api.types.is_float_dtype(drawn[c])})
+    return drawn, about
+
+def _points(rows: pd.DataFrame, x: alt.X, y: alt.Y, title: alt.Title) -> alt.Chart:
+    "A square of small points with all columns as tooltip."
+    size = 22 if len(rows) <= 1500 else 10
+    return alt.Chart(rows, title=title, width=300, height=300).mark_circle(size=size, opacity=0.75).encode(x=x, y=y, tooltip=list(rows.columns))
+
+# %% ../nbs/12_viz.ipynb #375c9d02
+def data_map(
+    examples: pd.DataFrame,     # examples.parquet: one row per example, seed and method
+    method: str | None = None,  # needed when the table holds several
+    seed: int | None = None,    # one seed; a point per example and seed when None
+) -> alt.Chart:
+    "Mean confidence of each example against its spread during training, coloured by the share of correct predictions."
+    names = ("confidence_spread", "confidence", "correct_mean")
+    _need(examples, "examples", *names)
+    rows, owner = _of_method(examples, method, seed)
+    rows, about = _sampled(*_scores(rows, *names), *names)
+    share = alt.Color("correct_mean:Q", title="correct, share", scale=alt.Scale(domain=[0, 0.5, 1], range=[VERMILLION, "#A9A3A8", BLUE]),
+                      legend=alt.Legend(format=".0%", gradientLength=120, gradientOpacity=1))
+    x = alt.X("confidence_spread:Q", title="spread of confidence (standard deviation)", axis=alt.Axis(tickCount=6))
+    y = alt.Y("confidence:Q", title="mean confidence in the label", scale=alt.Scale(domain=[0, 1]))
+    return _points(rows, x, y, alt.Title(f"data map{owner}", subtitle=about)).encode(color=share)
+
+# %% ../nbs/12_viz.ipynb #a4012b4f
+def score_scatter(
+    examples: pd.DataFrame,     # one row per example, seed and method
+    x: str,                     # name of a score column
+    y: str,                     # another
+    method: str | None = None,  # needed when the table holds several
+    seed: int | None = None,    # one seed; a point per example and seed when None
+) -> alt.Chart:
+    "One score of each example against another, with their rank correlation; clean and wrong labels in two colours."
+    _need(examples, "examples", x, y)
+    if x == y: raise ValueError(f"y = {y!r}: must be another column than x")
+    rows, owner = _of_method(examples, method, seed)
+    found, about = _scores(rows, x, y)
+    if lost := len(rows) - len(found): about += f"; {lost:,} without two finite scores left out"
+    rank = spearmanr(found[x], found[y]).statistic if found[x].nunique() > 1 < found[y].nunique() else np.nan
+    said = "no rank correlation: a score is constant" if np.isnan(rank) else f"Spearman's ρ = {rank:.2f}"
+    drawn, about = _sampled(found, about, x, y, "group")
+    across, up = (kind(field=k, type="quantitative", title=k, scale=alt.Scale(zero=False)) for kind, k in ((alt.X, x), (alt.Y, y)))
+    return _points(drawn, across, up, alt.Title(f"{y} against {x}{owner}: {said}", subtitle=about)).encode(color=_group_colours(found["group"]))
 
 # %% ../nbs/12_viz.ipynb #c861275f
 def _removed(frame: pd.DataFrame, baseline: str | None, n_train: int | None) -> pd.DataFrame:
