@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXAMPLE', 'PLAIN', 'EMBEDDINGS', 'example_run', 'read_settings', 'settings_of', 'Records', 'Files', 'Held',
-           'as_pictures', 'pictures_of', 'trainings_of', 'find_runs', 'read_training', 'add_pictures', 'look',
+           'as_pictures', 'pictures_of', 'trainings_of', 'find_runs', 'read_training', 'add_pictures', 'ask_model',
            'Decisions', 'edited_name', 'seed_of', 'retrain', 'Retraining', 'final', 'before_and_after']
 
 # %% ../nbs/12_review.ipynb #37c57f20
@@ -181,10 +181,10 @@ def add_pictures(records: Records) -> str:
     except (ValueError, OSError, IndexError) as e: return f"the pictures cannot be shown: {e}"
     return ""
 
-# %% ../nbs/12_review.ipynb #f6f808c6
+# %% ../nbs/12_review.ipynb #dbf4dd33
 EMBEDDINGS = ("pca", "t-sne")
 
-def look(
+def ask_model(
     records: Records,   # of a training of images, with checkpoints
     how: str = "pca",   # or "t-sne"
     batch_size: int = 500,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from datasel_wb.data import DataRecipe, load_data, read_decisions
-from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, as_pictures, edited_name, example_run, find_runs, look,
+from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, ask_model, as_pictures, edited_name, example_run, find_runs,
                                read_training, retrain, settings_of, trainings_of)
 from datasel_wb.trainer import fit, saved_model
 
@@ -45,15 +45,15 @@ def test_the_kept_losses_are_those_of_the_training(run):
 
 def test_what_the_network_says_is_what_it_says(run):
     records = read_training(run)
-    seen = look(records)
+    seen = ask_model(records)
     recipe = settings_of(run)
     train = load_data(recipe.data).train
     x = (train.x[:9].float() / 255 - train.mean[0]) / train.std[0]
     p = saved_model(run / "uniform-0", recipe.train, train).eval()(x).softmax(1)
     assert seen.predicted[:9].tolist() == [train.classes[i] for i in p.argmax(1)]
     assert np.allclose(seen.probability[:9], p[torch.arange(9), train.y[:9]].detach(), atol=1e-5)
-    assert look(records, "t-sne").columns.tolist() == ["predicted", "probability", "t-sne 1", "t-sne 2"]
-    with pytest.raises(ValueError, match="how = 'umap': must be one of pca, t-sne"): look(records, "umap")
+    assert ask_model(records, "t-sne").columns.tolist() == ["predicted", "probability", "t-sne 1", "t-sne 2"]
+    with pytest.raises(ValueError, match="how = 'umap': must be one of pca, t-sne"): ask_model(records, "umap")
 
 
 @pytest.mark.parametrize("frame, text", [
@@ -203,4 +203,4 @@ def test_a_translation_run_is_read_and_trained_again(root):
     retrain(run.folder, d.path)
     after = pd.read_parquet(root / edited_name(run.folder, d.path, 0) / "examples.parquet")
     assert after.source.tolist() == records.frame.source[5:].tolist()
-    with pytest.raises(ValueError, match="must be a training of images"): look(records)
+    with pytest.raises(ValueError, match="must be a training of images"): ask_model(records)
