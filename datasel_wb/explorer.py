@@ -177,7 +177,8 @@ class Opened(W.HBox):
             return
         chart = alt.Chart(pd.DataFrame({"presentation": range(1, len(losses) + 1), "loss": losses}), width=260, height=150, title="its loss")
         chart = chart.mark_line(point=True, color=viz.BLUE).encode(alt.X("presentation:Q"), alt.Y("loss:Q", title="loss, nats"))
-        self.losses.children = [alt.JupyterChart(chart)]
+        chart = alt.LayerChart.from_dict(alt.layer(chart).to_dict() | viz.theme())
+        self.losses.children = [alt.JupyterChart(chart, embed_options={"actions": False})]
 
     def _picture(self, records: Records, row: int) -> str:
         if "source_text" in records.frame: return ""
@@ -204,7 +205,7 @@ class Chosen(W.VBox):
     def of(self, records: Records) -> None:
         "Show examples of these records from now on."
         self.records, self.rows = records, np.array([], int)
-        _offer(self.by, records.scores or ["source"])
+        _offer(self.by, records.scores or ["source"], "loss_mean")
         self.opened.children = [W.HTML()]
         self.opened = Opened()
         self.children = [*self.children[:2], self.opened]
@@ -334,6 +335,7 @@ class Explorer(W.VBox):
         super().__init__()
         self.root, self.file, self.records = Path(root or project_root() / "papermill_runs"), decisions, None
         self.cache, self.selected = {}, np.array([], int)
+        alt.JupyterChart.enable_offline(True)
         self._make_parts()
         if isinstance(source, pd.DataFrame):
             self.choice.layout.display = "none"
@@ -393,21 +395,23 @@ class Explorer(W.VBox):
         if self.training.value is None: return
         self.say("")
         self.cache = {}
-        records = self._read(f"{self.run.value}/{self.training.value}")
+        records = self._read(self.training.value)
         missing = add_pictures(records)
         self._show(records)
         if missing: self.say(missing, wrong=True)
 
     def _read(self, name: str) -> Records:
-        "The records of a training by `run/training`, read once."
-        if name not in self.cache: self.cache[name] = read_training(self.root / Path(name).parent, Path(name).name)
+        "The records of a training of the run, or of another one by `run/training`; read once."
+        if name not in self.cache:
+            run, training = name.split("/") if "/" in name else (self.run.value, name)
+            self.cache[name] = read_training(self.root / run, training)
         return self.cache[name]
 
-# %% ../nbs/13_explorer.ipynb #cd2df315
+# %% ../nbs/13_explorer.ipynb #09fa075c
 def _show(self: Explorer, records: Records) -> None:
     "Open the views on these records."
     self.records, self.selected = records, np.array([], int)
-    self.cache[records.name] = records
+    self.cache[self._base()] = records
     self._open_decisions()
     frame, n = records.frame, len(records.frame)
     self.chosen.of(records)
@@ -416,15 +420,18 @@ def _show(self: Explorer, records: Records) -> None:
     _offer(self.label, names)
     self._offer_colours()
     x = frame[records.scores[0]].to_numpy(float) if records.scores else np.full(n, np.nan)
-    self.scatter, self.histogram = Scatter(x, x, height=340), Histogram(x)
+    self.scatter, self.histogram = Scatter(x, x, width=560), Histogram(x, width=300)
     self.scatter.observe(lambda _: attempt(self.say, self._selected), "selected")
     self.histogram.observe(lambda _: attempt(self.say, self._draw), "interval")
     filters = W.VBox([W.HTML("classes"), self.classes, self.undecided]) if names else self.undecided
-    self.scatter.layout.width, self.histogram.layout.width = "560px", "360px"
     self.views.children = [self.scatter, W.VBox([self.histogram, filters])]
     self.again.of(records, self.decisions)
     self._offer_scores()
     self.children = self.whole
+
+def _base(self: Explorer) -> str:
+    "What the scores of the panel's own records are offered under."
+    return self.records.folder.name if self.records.folder else self.records.name
 
 def _open_decisions(self: Explorer) -> None:
     "Take the decisions file of the records; from an earlier explorer of this process, too."
@@ -450,14 +457,14 @@ def _offer_colours(self: Explorer) -> None:
 def _offer_scores(self: Explorer) -> None:
     "Offer the trainings of the run, and of the one beside it, for both axes."
     if self.records is None: return
-    tables, runs_ = [self.records.name], [self.records.run] if self.records.run else []
-    if self.beside.value not in (None, NONE): runs_.append(self.root / self.beside.value)
-    for run in runs_: tables += [f"{run.name}/{t}" for t in trainings_of(run)]
+    tables = [self._base()] + (trainings_of(self.records.run) if self.records.run else [])
+    if self.beside.value not in (None, NONE): tables += [f"{self.beside.value}/{t}" for t in trainings_of(self.root / self.beside.value)]
     wishes = ("confidence_spread", "confidence") if "confidence_spread" in self.records.scores else self.records.scores[:2] * 2
     self.x.of(list(dict.fromkeys(tables)), self._read, self.x.score.value or next(iter(wishes), None))
     self.y.of(list(dict.fromkeys(tables)), self._read, self.y.score.value or next(iter(wishes[1:]), None))
 
-Explorer._show, Explorer._open_decisions, Explorer._offer_colours, Explorer._offer_scores = _show, _open_decisions, _offer_colours, _offer_scores
+Explorer._show, Explorer._base, Explorer._open_decisions = _show, _base, _open_decisions
+Explorer._offer_colours, Explorer._offer_scores = _offer_colours, _offer_scores
 
 # %% ../nbs/13_explorer.ipynb #2d34859c
 def _value(self: Explorer, picker: Picker) -> np.ndarray:

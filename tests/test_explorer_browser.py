@@ -1,0 +1,165 @@
+"""The explorer in a real JupyterLab, with the mouse: brush, lasso, filter, open, mark, undo, train, cancel, export; and as a page of voila."""
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from browser import lab, voila
+from datasel_wb.data import read_decisions
+from datasel_wb.review import edited_name, example_run, read_training
+
+PANEL = "panel = __import__('datasel_wb.explorer').explorer.Explorer({!r}); panel"
+AROUND = [(0.02, 0.55), (0.45, 0.55), (0.45, 0.97), (0.02, 0.97), (0.02, 0.55)]   # the lower left of the scatter
+
+
+def notebook(path: Path, *cells) -> Path:
+    "A notebook file of these code cells."
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A run long enough to be cancelled."
+    return example_run(tmp_path_factory.mktemp("runs"), steps=1200, eval_every=200, save_every=40, log_every=20, history=30, name="digits")
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    with lab(notebook(folder / "panel.ipynb", PANEL.format(str(run))), folder, size=(1300, 1700)) as page:
+        page.run_all()
+        page.page.wait_for_selector("canvas", timeout=30_000)
+        time.sleep(2)
+        yield page
+        assert page.blocked == []
+
+
+def click(page, text): page.page.locator(f".jp-OutputArea button:has-text('{text}')").first.click()
+def picked(page): return page.value("panel.selected.tolist()")
+
+
+def test_the_panel_opens_and_draws(page):
+    page.screenshot("open")
+    assert page.value("(panel.run.value, panel.training.value, panel.x.score.value, panel.y.score.value)") == ("digits", "uniform-0", "confidence_spread", "confidence")
+    assert page.page.locator("canvas").count() >= 2 and page.errors == []
+
+
+def test_lasso_selects_and_shows_cards(page, run):
+    page.lasso(".datasel-scatter canvas", AROUND)
+    page.until("len(panel.selected) > 20", True)
+    rows = picked(page)
+    frame = read_training(run).frame
+    assert rows != list(range(len(frame))) and frame.loc[rows, "confidence"].mean() < frame.confidence.mean()
+    page.page.wait_for_function("n => document.querySelectorAll('.dswb-card').length == n", arg=min(60, len(rows)))
+    page.screenshot("lasso")
+    first = page.page.locator(".dswb-card div").first.inner_text()
+    top = frame.loc[rows].sort_values("loss_mean", ascending=False).iloc[0]
+    assert first == top["class"]
+
+
+def test_open_an_example(page, run):
+    page.page.locator(".dswb-face").nth(3).click()
+    page.until("panel.chosen.cards.opened >= 0", True)
+    row = page.value("panel.chosen.cards.opened")
+    frame = read_training(run).frame
+    order = frame.loc[picked(page)].sort_values("loss_mean", ascending=False, kind="stable")
+    assert row == order.index[3]
+    page.page.wait_for_selector("img[alt='the example']")
+    assert page.value("len(panel.chosen.opened.losses.children[0].chart.to_dict()['datasets'].popitem()[1])") == 30
+    page.screenshot("opened")
+
+
+def test_ticked_cards_are_removed_and_it_can_be_undone(page, run):
+    for k in (0, 2): page.page.locator(".dswb-card input").nth(k).check()
+    page.until("len(panel.chosen.cards.picked)", 2)
+    rows = page.value("panel.chosen.cards.picked")
+    page.page.locator(".jp-OutputArea input[placeholder='reason']").fill("blurred")
+    click(page, "Remove")
+    page.until("len(panel.decisions)", 2)
+    frame = read_training(run).frame
+    saved = read_decisions(run / "decisions.csv")
+    assert sorted(saved.source) == sorted(frame.source[rows]) and set(saved.action) == {"remove"} and set(saved.reason) == {"blurred"}
+    page.page.wait_for_function("() => document.querySelectorAll('.dswb-remove').length == 2")
+    click(page, "Undo")
+    page.until("len(panel.decisions)", 0)
+    assert len(read_decisions(run / "decisions.csv")) == 0
+
+
+def test_filter_by_class_and_by_histogram(page, run):
+    page.do("panel.select([])")
+    page.page.locator(".jp-OutputArea select[multiple]").select_option(["3", "8"])
+    page.until("set(panel.selection['class'])", {"3", "8"})
+    both = len(picked(page))
+    page.drag(".datasel-histogram canvas", (0.2, 0.5), (0.5, 0.5))
+    page.until(f"0 < len(panel.selected) < {both}", True)
+    low, high = page.value("tuple(map(float, panel.histogram.interval))")
+    frame = read_training(run).frame
+    assert picked(page) == frame.index[frame["class"].isin(["3", "8"]) & frame.confidence_spread.between(low, high)].tolist()
+    page.screenshot("filtered")
+    page.do("panel.histogram.interval = None; panel.classes.value = ()")
+
+
+def test_relabel_the_selection_by_the_mouse(page, run):
+    page.do("panel.ask(); panel.select([int(i) for i in (panel.records.frame.predicted != panel.records.frame['class']).to_numpy().nonzero()[0]])")
+    click(page, "Relabel")
+    page.until("len(panel.decisions) > 10", True)
+    saved = read_decisions(run / "decisions.csv").set_index("source")
+    table = page.value("panel.selection.set_index('source').predicted.to_dict()")
+    assert saved.label.to_dict() == table and set(saved.action) == {"relabel"}
+    click(page, "Undo")
+    page.until("len(panel.decisions)", 0)
+
+
+def test_lasso_remove_train_cancel_train_compare_export(page, run):
+    page.do("panel.x.score.value, panel.y.score.value = 'confidence_spread', 'confidence'")
+    time.sleep(1)
+    page.lasso(".datasel-scatter canvas", AROUND)
+    page.until("len(panel.selected) > 20", True)
+    click(page, "Remove")
+    page.until("len(panel.decisions) == len(panel.selected)", True)
+    frame, rows = read_training(run).frame, picked(page)
+    assert read_decisions(run / "decisions.csv").source.tolist() == frame.source[rows].tolist()     # exactly the selected ids
+    click(page, "Train on what is left")
+    page.until("panel.again.job is not None and (panel.again.job.folder / 'uniform-0/checkpoints/checkpoints.json').exists()", True, timeout=90)
+    page.until("panel.again.live.children[0].state.phase", "running", timeout=60)
+    page.screenshot("training")
+    click(page, "Cancel")
+    page.until("panel.again.job.state()", "cancelled", timeout=60)
+    page.until("'cancelled' in panel.message.value", True)
+    page.screenshot("cancelled")
+    click(page, "Train on what is left")
+    page.until("panel.again.job.state()", "done", timeout=180)
+    page.until("panel.again.result.value != ''", True)
+    table = page.value("panel.again.table.top1.to_dict()")
+    after = run.parent / edited_name(run, run / "decisions.csv", 0)
+    assert table["after"] > table["before"]
+    assert len(pd.read_parquet(after / "uniform-0" / "examples.parquet")) == len(frame) - len(rows)
+    page.screenshot("compared")
+    click(page, "Export the selection")
+    page.until("(panel.records.run / 'selection.csv').exists()", True)
+    assert pd.read_csv(run / "selection.csv").source.tolist() == frame.source[rows].tolist()
+    page.theme("dark")
+    time.sleep(1)
+    page.screenshot("dark")
+    assert page.errors == []
+
+
+def test_empty_selection_is_told(page):
+    page.do("panel.select([])")
+    click(page, "Keep")
+    page.until("'nothing is selected' in panel.message.value", True)
+
+
+def test_the_same_panel_as_a_page(run, tmp_path):
+    with voila(notebook(tmp_path / "panel.ipynb", PANEL.format(str(run)) + "\npanel"), tmp_path, size=(1300, 1700), ready="canvas") as page:
+        time.sleep(2)
+        page.lasso(".datasel-scatter canvas", AROUND)
+        page.page.wait_for_selector(".dswb-card", timeout=20_000)
+        page.screenshot("page")
+        assert "panel = " not in page.page.content() and page.page.locator(".CodeMirror, .cm-editor").count() == 0     # no code is shown
+        assert page.errors == [] and page.blocked == []
