@@ -709,12 +709,10 @@ class Live:
 
     def __init__(self,
         training: Training,
-        folder,      # of the training; None: nobody can watch
-        label: str,  # its name
+        folder,   # of the training; None: nobody can watch
     ):
         self.training, self.folder, self.state, self.rows_told = training, folder and Path(folder), {}, 0
-        self.fixed = {"label": label, "seed": training.seed, "metric": training.METRIC, "steps": self.last(), "began": time.time(),
-                      "pid": os.getpid(), "host": platform.node()}
+        self.fixed = {"steps": self.last(), "began": time.time(), "pid": os.getpid(), "host": platform.node()}
 
     def last(self) -> int:
         "The place at which the training ends, in steps of its schedule."
@@ -793,17 +791,17 @@ def fit(
 ) -> Training:
     "Train to the recipe's last step, from the folder's newest checkpoint if it has one."
     training = kind(recipe, data, selector, seed, augment, model, backend, folder)
-    recipe, label = training.recipe, label or type(training.selector).__name__
+    recipe = training.recipe
     c = training.backend.collectives
     saved = Checkpoints(checkpoint_folder(recipe, folder), recipe.keep, c.main) if folder else None
-    with Preemption() as preemption, Live(training, folder, label) as live:
+    with Preemption() as preemption, Live(training, folder) as live:
         with saved or nullcontext(), training.backend.own_random_state(seed):
             if saved and (state := saved.load()): training.load_state(state)
             elif saved and (Path(folder) / "metrics.parquet").exists():
                 warnings.warn(f"{saved.store.folder}: has no checkpoint, though {folder} has records of an earlier one; starting anew")
             training.log = MetricLog(folder, state.get("log") if saved and state else None, training.steps_done, c.main)
             if not training.done:
-                with progress_bar(recipe.steps, int(training.place), label, c.main) as bar:
+                with progress_bar(recipe.steps, int(training.place), label or type(training.selector).__name__, c.main) as bar:
                     _train(training, saved, bar, preemption, live)
         training.log.close()
         if folder and training.done:

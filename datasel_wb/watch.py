@@ -92,7 +92,7 @@ def _from_live(name: str, live: dict, rows: pd.DataFrame) -> State:
             "stopped": f"stopped {at}; the same command goes on from the last checkpoint",
             "failed": f"failed {at}: {live['message']}"}
     took, done = live["time"] - live["began"], live["step"] - live["start"]
-    return State(phase, said[phase], f"{live['label']}, seed {live['seed']}" if live["label"] else name, live["step"], live["steps"],
+    return State(phase, said[phase], name, live["step"], live["steps"],
                  done / took if done and took > 0 else None, live["shown"], live["by"], live["highest"], live["lowest"], rows)
 
 # %% ../nbs/12_watch.ipynb #28ffec5a
@@ -127,7 +127,7 @@ def _look_training(folder: Path) -> State:
     rows = read_rows(folder)
     if live is None: return _from_records(folder, rows)
     try: state = _from_live(folder.name, live, rows)
-    except KeyError as e: raise ValueError(f"{told}: lacks {e}; another version wrote it") from None
+    except (KeyError, TypeError, ValueError) as e: raise ValueError(f"{told}: another version wrote it ({type(e).__name__}: {e})") from None
     done = state.phase == "gone" and (folder / "examples.parquet").exists()   # killed at the very end
     return _from_records(folder, rows) if done else state
 
@@ -170,7 +170,7 @@ def _look_run(folder: Path) -> State:
     trainings = _trainings(folder)
     finished = {f.name: _result(f, at) for f, at in trainings.items() if (f / "examples.parquet").exists() and not (f / "live.json").exists()}
     whole, count = (folder / "result.json").exists(), f"{len(finished)} training{'s' * (len(finished) != 1)} done"
-    state = _look_training(list(trainings)[-1]) if trainings else State("waiting", "no training has begun")
+    state = _look_training(list(trainings)[-1]) if trainings else State("waiting", "")
     told = {"phase": state.phase, "message": state.message}
     if whole: told = {"phase": "done", "message": f"the run is finished; {count}"}
     elif state.phase in ("done", "waiting"):
@@ -201,21 +201,21 @@ def curve_points(
 ) -> list:                # of dicts: panel ("loss" or "metric"), line (the split), step, value
     "What the curves show."
     panel = rows["name"].map({"loss": "loss", _metric(rows): "metric"})
-    rows = rows[panel.notna() & np.isfinite(rows["value"])].assign(panel=panel).rename(columns={"split": "line"})
+    rows = rows[panel.notna() & np.isfinite(rows["value"].astype(float))].assign(panel=panel).rename(columns={"split": "line"})
     parts = [g.iloc[np.unique(np.linspace(0, len(g) - 1, most).round().astype(int))] for _, g in rows.groupby(["panel", "line"])]
     return pd.concat(parts)[["panel", "line", "step", "value"]].to_dict("records") if parts else []
 
 def _curves(metric: str) -> dict:
-    "The specification of both panels, with room for the points, `curves`."
+    "The specification of both panels, with room for the points, `curves`; its canvas does not grow, so there is some room at the right."
     colour = alt.Color("line:N", title=None, scale=alt.Scale(domain=list(SPLITS), range=list(SPLITS.values())),
                        legend=alt.Legend(symbolType="stroke", symbolSize=250))
     def panel(name, title):
         base = alt.Chart(width=290, height=170).transform_filter(alt.datum.panel == name)
         return base.mark_line(strokeWidth=2, point={"size": 14}).encode(
-            x=alt.X("step:Q", title=viz.X_TITLES["step"], axis=alt.Axis(tickCount=5)), color=colour,
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)), tooltip=["line:N", "step:Q", alt.Tooltip("value:Q", format=".4~g")])
+            x=alt.X("step:Q", title=viz.X_TITLES["step"], scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)), color=colour,
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(minExtent=36)), tooltip=["line:N", "step:Q", alt.Tooltip("value:Q", format=".4~g")])
     both = alt.hconcat(panel("loss", viz.Y_TITLES["loss"]), panel("metric", viz.Y_TITLES[metric]), data=alt.NamedData(name="curves"))
-    return both.to_dict() | viz.theme()
+    return both.to_dict() | viz.theme() | {"padding": {"left": 5, "top": 5, "right": 40, "bottom": 5}}
 
 # %% ../nbs/12_watch.ipynb #30ac531e
 LOOKS = {"running": "info", "done": "success", "failed": "danger", "gone": "danger", "stopped": "warning"}
@@ -242,13 +242,12 @@ def _examples_html(
 ) -> str:
     "Examples in a row, as pictures or as text."
     if not found: return ""
-    captions = [f"{e['class']}{', wrong' if e['noisy'] else ''}\n{e['value']:.3g}" for e in found]
-    texts = [f"{e['id']}: {c}".replace("\n", " ") for e, c in zip(found, captions)]
-    shown = ", ".join(map(html.escape, texts))
+    labels = [f"{e['class']}{', wrong' if e['noisy'] else ''}" for e in found]
+    shown = html.escape(" · ".join(f"{e['id']} ({label}) {e['value']:.3g}" for e, label in zip(found, labels)))
     if split is not None:
         ids = torch.tensor([e["id"] for e in found])
         if int(ids.max()) >= len(split): raise ValueError(f"split: has {len(split):,} examples, the training has id {int(ids.max())}")
-        picture = viz.image_grid(split.take(ids).x, captions)
+        picture = viz.image_grid(split.take(ids).x, [f"{label}\n{e['value']:.3g}" for e, label in zip(found, labels)])
         png = base64.b64encode(picture.png).decode()
         shown = f"<img src='data:image/png;base64,{png}' width='{picture.width}' height='{picture.height}' title='{shown}' alt='{shown}'>"
     return f"<div style='line-height: 1.4'>{title}<br>{shown}</div>"
@@ -261,14 +260,14 @@ class LiveView(widgets.VBox):
         every: float = 1.0,   # seconds between looks
         split=None,           # the training split, for pictures of the examples
     ):
-        self.over, self.metric, self.stamp = threading.Event(), None, None
+        self.over, self.drawn, self.stamp = threading.Event(), None, None
         check("positive", every=every)
         if split is not None: viz.image_grid(split.take(torch.tensor([0])).x)   # says what is wrong with it
         alt.JupyterChart.enable_offline(True)
         self.folder, self.every, self.split, self.state = Path(folder), every, split, None
         self.head, self.ends, self.others = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.bar = widgets.FloatProgress(max=1, layout=widgets.Layout(width="99%", height="14px"))
-        self.chart = alt.JupyterChart(None, embed_options={"actions": False, "renderer": "canvas"})
+        self.chart = alt.JupyterChart(None, embed_options={"actions": False, "renderer": "canvas", "logLevel": 1})   # 1: a panel without points yet is no warning
         super().__init__([self.head, self.bar, self.chart, self.ends, self.others])
         self.update()
         self.thread = threading.Thread(target=self._follow, name=f"LiveView {self.folder.name}", daemon=True)
@@ -284,24 +283,26 @@ class LiveView(widgets.VBox):
         if thread and thread.is_alive() and thread is not threading.current_thread(): thread.join()
         super().close()
 
-# %% ../nbs/12_watch.ipynb #e9670074
+# %% ../nbs/12_watch.ipynb #17fd25f1
 def _update(self) -> None:
     "Look at the folder and show what changed; what cannot be shown is told."
-    stamp = tuple(_changed(self.folder / n) for n in ("live.json", "result.json", "examples.parquet")), tuple(_trainings(self.folder).items())
-    if stamp == self.stamp and time.time() - self.looked < 5: return
-    self.stamp, self.looked, before, self.state = stamp, time.time(), self.state, look(self.folder)
-    try: self._show(self.state, before is None or before.phase != self.state.phase)
+    try:
+        stamp = tuple(_changed(self.folder / n) for n in ("live.json", "result.json", "examples.parquet")), tuple(_trainings(self.folder).items())
+        if stamp == self.stamp and time.time() - self.looked < 5: return
+        self.stamp, self.looked, before, self.state = stamp, time.time(), self.state, look(self.folder)
+        self._show(self.state, before is None or before.phase != self.state.phase)
     except Exception as e: self.others.value = html.escape(f"this cannot be shown: {e}")
-    if self.state.phase == "done": self.over.set()
+    if self.state and self.state.phase == "done": self.over.set()
 
 def _show(self, s: State, turned: bool) -> None:
-    "Put a state into the widgets; a chart that is new, or whose training ended or began, is sent whole."
+    "Put a state into the widgets; a chart with a new line, or of a training that began or ended, is sent whole."
     self.head.value, self.others.value = _headline(s), _finished(s.finished)
     self.bar.value, self.bar.bar_style = s.step / s.steps if s.steps else 0, LOOKS.get(s.phase, "")
     points, metric = curve_points(s.rows), _metric(s.rows)
-    if turned or metric != self.metric: self.chart.spec = _curves(metric) | {"datasets": {"curves": points}} if points else None
+    drawn = {(metric, p["panel"], p["line"]) for p in points}
+    if turned or drawn != self.drawn: self.chart.spec = _curves(metric) | {"datasets": {"curves": points}} if points else None
     else: self.chart._py_to_js_updates = [{"namespace": "data", "name": "curves", "scope": [], "value": points}]
-    self.metric = metric if points else None
+    self.drawn = drawn
     unit = {"weight": "weight, uniform = 1", "loss": "loss, nats"}.get(s.by)
     word = {"weight": ("heaviest", "lightest")}.get(s.by, ("highest", "lowest"))
     self.ends.value = "".join(_examples_html(found, f"<b>{w}</b>, by {unit}, at the last presentation", self.split)
