@@ -26,7 +26,7 @@ def palette(
     values,   # [N] categories: words, numbers or booleans
 ) -> dict:    # category as text -> colour, in sorted order
     "A colour per category."
-    names = np.unique(np.asarray(values)).tolist()
+    names = np.sort(pd.unique(np.asarray(values))).tolist()
     return {str(name): PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
 
 # %% ../nbs/12_widgets.ipynb #847506c7
@@ -69,12 +69,13 @@ def _note(
     notes = [f"{lost:,} {'row has' if lost == 1 else 'rows have'} no finite value and {'is' if lost == 1 else 'are'} not drawn."] if lost else []
     return " ".join(notes + ([f"A sample of {drawn:,} of {finite:,} rows is drawn."] if drawn < finite else []))
 
-# %% ../nbs/12_widgets.ipynb #a1bb4f0a
+# %% ../nbs/12_widgets.ipynb #02d60b58
 class _View(widgets.VBox):
     "A legend, a picture and a note, one below the other."
-    def __init__(self, n: int, picture=None):
+    def __init__(self, n: int):
         self._n, self._legend, self._note = n, widgets.HTML(), widgets.HTML()
         super().__init__()
+        self.add_class(f"datasel-{type(self).__name__.lower()}")   # for styles and tests
 
     @property
     def message(self) -> str:

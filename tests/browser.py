@@ -13,6 +13,7 @@ the project of this folder). The browser reaches no other host: what it asks of 
 the reason, where there is no Chromium or no Playwright; `DATASEL_CHROMIUM` names another Chromium.
 """
 import ast
+import atexit
 import json
 import os
 import shutil
@@ -20,10 +21,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 
@@ -38,6 +40,16 @@ SETTINGS = {   # of JupyterLab, by plugin
 }
 
 
+def notebook(
+    path,     # of the file to write
+    *cells,   # source of its code cells
+) -> Path:
+    "Write a notebook; returns its path."
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata={"kernelspec": {
+        "name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    return Path(path)
+
+
 def free_port() -> int:
     "A port of 127.0.0.1 that nobody listens on."
     with socket.socket() as s:
@@ -49,7 +61,7 @@ def free_port() -> int:
 def server(
     command,   # arguments after the Python executable's `-m`
     folder,    # for its settings, kernels and log
-    url,       # answers when it is ready
+    port,      # where it will listen
     python=sys.executable,
 ):
     "A Jupyter server as a process of its own, stopped with its kernels at the end."
@@ -62,11 +74,11 @@ def server(
         process = subprocess.Popen([python, "-m", *command], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         for _ in range(240):
-            try: urllib.request.urlopen(url, timeout=5).close()
+            try: socket.create_connection(("127.0.0.1", port), timeout=5).close()
             except OSError: time.sleep(0.25)
             else: break
             assert process.poll() is None, (folder / "server.log").read_text()[-2000:]
-        yield folder / "runtime"
+        yield folder
     finally:
         family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
         process.terminate()
@@ -77,13 +89,20 @@ def server(
             except (psutil.NoSuchProcess, ProcessLookupError): pass
 
 
+@cache
+def playwright():
+    "Playwright itself, once per process: two at a time are refused."
+    session = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").sync_playwright().start()
+    atexit.register(session.stop)
+    return session
+
+
 @contextmanager
 def browser(
     folder,            # for its profile
     size=(1150, 1000), # of the window, pixels
 ):
     "A page in a fresh headless Chromium that reaches 127.0.0.1 only; `(page, errors of its console, requests to other hosts)`."
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     if not CHROMIUM: pytest.skip("no Chromium on this machine")
     errors, blocked = [], []
 
@@ -91,15 +110,14 @@ def browser(
         if route.request.url.startswith("http://127.0.0.1:"): return route.continue_()
         blocked.append(route.request.url)
         route.abort()
-    with sync_api.sync_playwright() as p:
-        context = p.chromium.launch_persistent_context(str(folder / "profile"), executable_path=CHROMIUM, headless=True, args=FLAGS,
-                                                       viewport=dict(zip(("width", "height"), size)), accept_downloads=True)
-        context.route(lambda url: url.startswith(("http:", "https:")), gate)
-        page = context.pages[0]
-        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: errors.append(str(e)))
-        yield page, errors, blocked
-        context.close()
+    context = playwright().chromium.launch_persistent_context(
+        str(folder / "profile"), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport=dict(zip(("width", "height"), size)))
+    context.route(lambda url: url.startswith(("http:", "https:")), gate)
+    page = context.pages[0]
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    try: yield page, errors, blocked
+    finally: context.close()
 
 
 class Notebook:
@@ -145,7 +163,7 @@ class Notebook:
     def _execute(self, code, expressions, timeout):
         from jupyter_client import BlockingKernelClient
         if self.client is None:
-            newest = max(self.runtime.glob("kernel-*.json"), key=lambda f: f.stat().st_mtime)
+            newest = max(self.runtime.rglob("kernel-*.json"), key=lambda f: f.stat().st_mtime)
             self.client = BlockingKernelClient(connection_file=str(newest))
             self.client.load_connection_file()
             self.client.start_channels()
@@ -192,6 +210,7 @@ class Notebook:
         if key: self.page.keyboard.down(key)
         self.page.mouse.move(*first)
         self.page.mouse.down()
+        self.page.mouse.move(first[0] + 1, first[1] + 1)   # a lasso starts at the first move
         for point in others: self.page.mouse.move(*point, steps=steps)
         released = time.time()
         self.page.mouse.up()
@@ -251,7 +270,7 @@ def lab(
         command = ["jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
                    "--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir={work}",
                    "--LabApp.expose_app_in_browser=True"]   # `jupyterapp` in the page
-        with server(command, folder / "server", f"http://127.0.0.1:{port}/api", python) as runtime:
+        with server(command, folder / "server", port, python) as runtime:
             page.goto(f"http://127.0.0.1:{port}/lab/tree/{Path(notebook).name}?token=t", timeout=60_000)
             page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
             page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady", timeout=60_000)
@@ -274,9 +293,9 @@ def voila(
         work.mkdir()
         shutil.copy(notebook, work)
         port = free_port()
-        url = f"http://127.0.0.1:{port}/"
-        command = ["voila", str(work / Path(notebook).name), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", *options]
-        with server(command, folder / "server", url) as runtime:
-            page.goto(url, timeout=120_000)
+        command = ["voila", str(work / Path(notebook).name), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}",
+                   f"--Voila.connection_dir_root={folder / 'server'}", *options]
+        with server(command, folder / "server", port) as runtime:
+            page.goto(f"http://127.0.0.1:{port}/", timeout=120_000)
             page.wait_for_selector(ready, timeout=120_000)
             yield Notebook(page, errors, blocked, folder, runtime)
