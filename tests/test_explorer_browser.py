@@ -12,7 +12,7 @@ from datasel_wb.data import read_decisions
 from datasel_wb.review import edited_name, example_run, read_training
 
 PANEL = "panel = __import__('datasel_wb.explorer').explorer.Explorer({!r}); panel"
-AROUND = [(0.02, 0.55), (0.45, 0.55), (0.45, 0.97), (0.02, 0.97), (0.02, 0.55)]   # the lower left of the scatter
+AROUND = [(0.5, 0.5), (0.97, 0.5), (0.97, 0.99), (0.5, 0.99), (0.5, 0.5)]   # the lower right of the scatter
 
 
 def notebook(path: Path, *cells) -> Path:
