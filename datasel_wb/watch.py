@@ -257,7 +257,7 @@ class LiveView(widgets.VBox):
     "Shows how a training or a run goes, from its folder; `close()` ends it, and so does the end of the training."
     def __init__(self,
         folder,               # of a training, or of a run; it need not exist yet
-        every: float = 1.0,   # seconds between looks
+        every: float = 1.0,   # seconds between looks; more where looks are costly, so that they take at most 2% of a core
         split=None,           # the training split, for pictures of the examples
     ):
         self.over, self.drawn, self.stamp = threading.Event(), None, None
@@ -274,7 +274,11 @@ class LiveView(widgets.VBox):
         if not self.over.is_set(): self.thread.start()
 
     def _follow(self) -> None:
-        while not self.over.wait(self.every): self.update()
+        pause = self.every
+        while not self.over.wait(pause):
+            clock = time.thread_time()
+            self.update()
+            pause = max(self.every, 50 * (time.thread_time() - clock))   # at most 2% of a core, whoever else needs it
 
     def close(self) -> None:
         "End the thread and take the view away."

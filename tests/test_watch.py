@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -308,3 +309,18 @@ def test_close_ends_the_thread_also_at_once(tmp_path):
     start = time.time()
     view.close()
     assert not view.thread.is_alive() and time.time() - start < 50
+
+
+def test_costly_looks_become_rare(tmp_path, monkeypatch):
+    "At most a fiftieth of a core: a look of 20 ms of work is followed by a second of rest, however short `every` is."
+    looks = []
+    def costly(self):
+        looks.append(time.monotonic())
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end: pass
+    view = LiveView(tmp_path / "later", every=0.01)
+    monkeypatch.setattr(LiveView, "update", costly)
+    time.sleep(2.5)
+    view.close()
+    pauses = np.diff(looks)
+    assert len(looks) >= 2 and pauses.min() >= 1.0
