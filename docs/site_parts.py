@@ -37,6 +37,14 @@ def link_names(app, doctree, page) -> None:
             literal.replace_self(make_refnode(app.builder, page, o.docname, o.node_id, literal.deepcopy(), full))
 
 
+def link_types(app, env, node, content):
+    "A type in a signature that another module of the package exports becomes a link, too."
+    fits = known_names(env.domains.python_domain.objects.items()).get(node.get("reftarget"), [])
+    if node.get("refdomain") != "py" or len(fits) != 1: return None
+    o = env.domains.python_domain.objects[fits[0]]
+    return make_refnode(app.builder, node["refdoc"], o.docname, o.node_id, content, fits[0])
+
+
 def list_parameters(app, page, template, context, doctree) -> None:
     "Long signatures as lists; Sphinx writes <dl> without <dt>, which a screen reader cannot tell apart."
     def plain(found): return '<ul class="sig-params">' + found[1].replace("<dd>", "<li>").replace("</dd>", "</li>") + "</ul>"
@@ -62,6 +70,7 @@ def setup(app) -> dict:
     app.setup_extension("sphinx-mathjax-offline")
     app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True   # it copies files when all is built
     app.connect("doctree-resolved", link_names)
+    app.connect("missing-reference", link_types)
     app.connect("html-page-context", list_parameters)
     app.connect("html-page-context", chart_scripts)
     app.connect("build-finished", write_vega)
