@@ -27,8 +27,8 @@ test: $(READY)  ## the notebooks as tests, then what a notebook cannot test well
 lab: $(READY)  ## JupyterLab, kernel ready
 	$(BIN)/jupyter lab nbs
 
-docs: $(READY)  ## the docs site, in _docs/
-	@echo "make docs: the docs site is not built yet; the notebooks in nbs/ are the documentation (make lab)" && exit 1
+docs: $(READY)  ## the docs site, in _docs/; look at it: python -m http.server -d _docs
+	$(BIN)/python docs/build.py
 
 check: $(READY)  ## what a change must pass: export, clean, no difference left, tests
 	$(BIN)/nbdev_export
