@@ -274,7 +274,7 @@ def lab(
             page.goto(f"http://127.0.0.1:{port}/lab/tree/{Path(notebook).name}?token=t", timeout=60_000)
             page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
             page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady", timeout=60_000)
-            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached", timeout=60_000)
             page.keyboard.press("Control+b")   # no file browser
             yield Notebook(page, errors, blocked, folder, runtime)
 

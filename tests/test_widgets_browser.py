@@ -28,7 +28,7 @@ def pixels(page, name: str) -> np.ndarray:
     page.page.mouse.move(5, 5)
     page.page.wait_for_timeout(700)
     now, before = _shot(page, name), None
-    for _ in range(20):
+    for _ in range(5):
         if before is not None and np.array_equal(now, before): break
         page.page.wait_for_timeout(400)
         now, before = _shot(page, name), now
@@ -125,14 +125,14 @@ def test_many_points(tmp_path, n, seconds):
         for k in range(3):
             page.do("times.clear(); polygons.clear()")
             left = 0.2 + 0.1 * k
-            released = page.lasso(SCATTER, [(left, 0.2), (left + 0.25, 0.3), (left + 0.2, 0.7), (left - 0.05, 0.6)])
+            released = page.lasso(SCATTER, [(left, 0.2), (left + 0.25, 0.3), (left + 0.2, 0.7), (left - 0.05, 0.6)], steps=3)
             page.until("len(times) > 0 and len(polygons) > 0", True)
             waits.append(page.value("times[0]") - released)
             page.do(INSIDE)
             assert page.value("len(expected)") > n / 20 and page.value("np.array_equal(s.selected, expected)")
         page.do("s.show(mask=np.arange(len(x)) % 3 == 0, x=y, y=x)")
         page.page.wait_for_timeout(3000)
-        page.lasso(SCATTER, [(0.3, 0.3), (0.7, 0.3), (0.5, 0.8)])
+        page.lasso(SCATTER, [(0.3, 0.3), (0.7, 0.3), (0.5, 0.8)], steps=3)
         page.until("len(polygons) > 0", True)
         page.page.wait_for_timeout(500)
         page.do(INSIDE)
@@ -152,4 +152,4 @@ def test_a_page_of_voila(tmp_path):
         page.lasso(SCATTER, MIDDLE)
         page.until("s.selected.tolist()", list(range(40, 80)))
         assert page.page.locator("text=rng.random").count() == 0   # no code on the page
-        assert page.blocked == []
+        assert [url for url in page.blocked if "fontawesome" not in url] == []   # of the template of voila
