@@ -295,6 +295,7 @@ class Histogram(_View):
         some = np.isin(np.arange(self._n), self._now["highlight"])
         bars = _bars(values[drawn], groups[drawn], colours, edges, 0.3 if some.any() else 1.0)
         bars += _bars(values[drawn & some], groups[drawn & some], colours, edges, 1.0)
+        self._bars = bars
         if self._chart is not None and not new:
             self._chart.params.bars = bars
             return
@@ -302,6 +303,11 @@ class Histogram(_View):
         if self._chart is None: self._chart = alt.JupyterChart(chart, debounce_wait=30, embed_options={"renderer": "canvas", "actions": False})
         else: self._chart.chart, self.interval = chart, None
         self._chart.selections.observe(self._take, "brush")
+        self._chart.params.observe(self._renew)   # of all names: after the chart's own observer
+
+    def _renew(self, change):
+        "A picture that is opened later starts with the bars of the beginning, and is told the present ones."
+        if change["new"] != self._bars: self._chart.params.bars = self._bars
 
     def _take(self, change):
         "A brush that comes from the page."

@@ -138,3 +138,13 @@ def test_histogram_highlights_filters_and_forgets_the_brush_with_other_values():
     assert rows(1.0) == 1 and rows(0.3) == 5 and histogram.interval == (1, 3) and histogram._chart is chart
     histogram.show(values=X, highlight=[])
     assert rows(1.0) == 4 and histogram.interval is None and histogram.message == "1 row has no finite value and is not drawn."
+
+
+def test_a_picture_opened_later_shows_the_present_bars():
+    histogram = Histogram(np.arange(6.0), bins=6)
+    first = histogram._chart.params.bars
+    histogram.show(highlight=[0])
+    present = histogram._chart.params.bars
+    assert present != first
+    histogram._chart._params = {"bars": first}   # what a new picture reports: the chart as it was made
+    assert histogram._chart.params.bars == histogram._chart._params["bars"] == present
