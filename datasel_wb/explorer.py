@@ -299,12 +299,12 @@ class Picker(W.HBox):
         self.training = W.Dropdown(description=title, style={"description_width": "30px"}, layout=W.Layout(width="230px"))
         self.score = W.Dropdown(layout=W.Layout(width="190px"))
         self.changed, self.quiet = changed, False
-        self.training.observe(lambda _: self.quiet or self._fill(), "value")
+        self.training.observe(lambda _: self.quiet or self._refill(), "value")
         self.score.observe(lambda _: self.quiet or self.changed(), "value")
         super().__init__([self.training, self.score])
 
     def of(self, tables, read, wish: str) -> None:
-        "Offer the scores of these trainings; `read` gives a training's records."
+        "Offer the scores of these trainings, telling nobody; `read` gives a training's records."
         self.read, self.quiet = read, True
         _offer(self.training, tables)
         self._fill(wish)
@@ -315,6 +315,9 @@ class Picker(W.HBox):
         except ValueError: known = []
         _offer(self.score, known, wish)
         self.quiet = False
+
+    def _refill(self) -> None:
+        self._fill()
         self.changed()
 
 # %% ../nbs/13_explorer.ipynb #055e05be
@@ -369,6 +372,8 @@ class Explorer(W.VBox):
         self.whole = [self.choice, self.message, W.HBox([self.x, self.y, self.colour, self.ask_button, self.how], layout=W.Layout(flex_flow="row wrap")),
                       self.views, self.actions, self.status, self.exports, self.chosen, self.again]
         self.children = [self.choice, self.message]
+
+    def __repr__(self): return f"<explorer of {self.records.name}: {len(self.records.frame):,} examples>" if self.records else "<explorer without a run>"
 
     def say(self, text: str, wrong: bool = False) -> None:
         "Say something in the panel."
@@ -452,7 +457,7 @@ def _offer_colours(self: Explorer) -> None:
     few = [c for c in frame if c not in self.records.scores and c not in ("id", "source") and frame[c].nunique() <= 12]
     first = [self.records.group] if self.records.group in few else []
     _offer(self.colour, dict.fromkeys([NONE, *first, *few, "decision"]))
-    if "predicted" in frame: _offer(self.label, dict.fromkeys([PREDICTED, *self.label.options]))
+    if "predicted" in frame: _offer(self.label, dict.fromkeys([PREDICTED, *self.label.options]), PREDICTED)
 
 def _offer_scores(self: Explorer) -> None:
     "Offer the trainings of the run, and of the one beside it, for both axes."
@@ -462,6 +467,7 @@ def _offer_scores(self: Explorer) -> None:
     wishes = ("confidence_spread", "confidence") if "confidence_spread" in self.records.scores else self.records.scores[:2] * 2
     self.x.of(list(dict.fromkeys(tables)), self._read, self.x.score.value or next(iter(wishes), None))
     self.y.of(list(dict.fromkeys(tables)), self._read, self.y.score.value or next(iter(wishes[1:]), None))
+    self._scores_changed()
 
 Explorer._show, Explorer._base, Explorer._open_decisions = _show, _base, _open_decisions
 Explorer._offer_colours, Explorer._offer_scores = _offer_colours, _offer_scores
@@ -476,10 +482,9 @@ def _scores_changed(self: Explorer) -> None:
     "Draw other scores."
     if self.records is None or self.x.quiet or self.y.quiet or not self.views.children: return
     x, y = self._value(self.x), self._value(self.y)
-    self.scatter.show(x=x, y=y, names=(self.x.score.value or "x", self.y.score.value or "y"))
     noisy = self.records.frame.get("noisy")
     self.histogram.show(values=x, name=self.x.score.value or "x", groups=None if noisy is None else np.where(noisy, "noisy", "clean"))
-    self._draw()
+    self._draw(x=x, y=y, names=(self.x.score.value or "x", self.y.score.value or "y"))
 
 def _mask(self: Explorer) -> np.ndarray:
     "What the filters leave, [N] bool."
@@ -491,13 +496,13 @@ def _mask(self: Explorer) -> np.ndarray:
         mask &= (x >= low) & (x <= high)
     return mask
 
-def _draw(self: Explorer) -> None:
-    "Draw what the filters leave, in the chosen colours."
+def _draw(self: Explorer, **scores) -> None:
+    "Draw what the filters leave, in the chosen colours, and with other scores; all at once, since the page loses what comes while it draws."
     if self.records is None or not self.views.children: return
     frame, by = self.records.frame, self.colour.value
     marks = frame.source.map({s: r["action"] for s, r in self.decisions.rows.items()}).fillna("undecided")
     values = np.full(len(frame), "") if by in (None, NONE) else (marks if by == "decision" else frame[by]).astype(str).to_numpy()
-    self.scatter.show(mask=self._mask(), colour=values, colour_name="" if by == NONE else by)
+    self.scatter.show(mask=self._mask(), colour=values, colour_name="" if by == NONE else by, **scores)
     self._selected()
 
 def _selected(self: Explorer) -> None:
@@ -561,6 +566,7 @@ def _ask(self: Explorer) -> None:
     self._offer_colours()
     self.x.of(self.x.training.options, self._read, f"{self.how.value} 1")
     self.y.of(self.y.training.options, self._read, f"{self.how.value} 2")
+    self._scores_changed()
 
 def _export(
     self: Explorer,

@@ -268,7 +268,7 @@ class LiveView(widgets.VBox):
         self.head, self.ends, self.others = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.bar = widgets.FloatProgress(max=1, layout=widgets.Layout(width="99%", height="14px"))
         self.chart = alt.JupyterChart(None, embed_options={"actions": False, "renderer": "canvas", "logLevel": 1})   # 1: a panel without points yet is no warning
-        super().__init__([self.head, self.bar, self.chart, self.ends, self.others])
+        super().__init__([self.head, self.bar, self.ends, self.others])   # the chart comes with its first points
         self.update()
         self.thread = threading.Thread(target=self._follow, name=f"LiveView {self.folder.name}", daemon=True)
         if not self.over.is_set(): self.thread.start()
@@ -304,9 +304,11 @@ def _show(self, s: State, turned: bool) -> None:
     self.bar.value, self.bar.bar_style = s.step / s.steps if s.steps else 0, LOOKS.get(s.phase, "")
     points, metric = curve_points(s.rows), _metric(s.rows)
     drawn = {(metric, p["panel"], p["line"]) for p in points}
-    if turned or drawn != self.drawn: self.chart.spec = _curves(metric) | {"datasets": {"curves": points}} if points else None
-    else: self.chart._py_to_js_updates = [{"namespace": "data", "name": "curves", "scope": [], "value": points}]
+    boxes = [self.head, self.bar, *([self.chart] if points else []), self.ends, self.others]
+    if points and (turned or drawn != self.drawn): self.chart.spec = _curves(metric) | {"datasets": {"curves": points}}
+    elif points: self.chart._py_to_js_updates = [{"namespace": "data", "name": "curves", "scope": [], "value": points}]
     self.drawn = drawn
+    if list(self.children) != boxes: self.children = boxes
     unit = {"weight": "weight, uniform = 1", "loss": "loss, nats"}.get(s.by)
     word = {"weight": ("heaviest", "lightest")}.get(s.by, ("highest", "lowest"))
     self.ends.value = "".join(_examples_html(found, f"<b>{w}</b>, by {unit}, at the last presentation", self.split)
