@@ -173,7 +173,7 @@ class Notebook:
         self,
         expression,   # Python
         wanted,       # its value at last
-        timeout=20,   # seconds
+        timeout=90,   # seconds
     ):
         "Wait until an expression in the kernel has this value; fails with the value that it has in the end."
         end = time.monotonic() + timeout
