@@ -206,7 +206,6 @@ class Chosen(W.VBox):
         "Show examples of these records from now on."
         self.records, self.rows = records, np.array([], int)
         _offer(self.by, records.scores or ["source"], "loss_mean")
-        self.opened.children = [W.HTML()]
         self.opened = Opened()
         self.children = [*self.children[:2], self.opened]
 

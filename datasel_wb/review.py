@@ -122,7 +122,7 @@ class Held:
 
 def as_pictures(images, n: int):
     "Pictures from a split, an array or tensor `uint8 [N, C, H, W]`, or N paths. `ValueError` on anything else."
-    if hasattr(images, "take") and isinstance(images, (Files, Held)): pictures = images
+    if isinstance(images, (Files, Held)): pictures = images
     elif isinstance(images, Split): pictures = Held(images)
     elif isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         x = torch.as_tensor(images)
@@ -280,7 +280,8 @@ def retrain(
     seed=None,   # of the training; the run's first when None
 ) -> pd.DataFrame:
     "Train plainly on the decided examples, into a run folder beside the run's; returns its result table."
-    seed, flat = int(read_settings(folder)["seed"] if seed is None else seed), read_settings(folder)
+    flat = read_settings(folder)
+    seed = int(flat["seed"] if seed is None else seed)
     settings = settings_of(folder, name=edited_name(folder, decisions, seed), decisions=str(Path(decisions).resolve()), seed=seed, seeds=1)
     if "corpus" in flat:
         data = prepare_text(load_corpus(settings.data), settings.train, settings.data.decisions)

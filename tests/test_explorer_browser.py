@@ -1,13 +1,10 @@
 """The explorer in a real JupyterLab, with the mouse: brush, lasso, filter, open, mark, undo, train, cancel, export; and as a page of voila."""
 import time
-from pathlib import Path
 
-import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 
-from browser import lab, voila
+from browser import lab, notebook, voila
 from datasel_wb.data import read_decisions
 from datasel_wb.review import edited_name, example_run, read_training
 
@@ -24,13 +21,6 @@ EXECUTE = """async code => {
     socket.send(JSON.stringify({ header, content, parent_header: {}, metadata: {}, buffers: [], channel: 'shell' }));
     await new Promise(r => setTimeout(r, 1000));
 }"""
-
-
-def notebook(path: Path, *cells) -> Path:
-    "A notebook file of these code cells."
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +151,7 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     page.theme("dark")
     time.sleep(1)
     page.screenshot("dark")
-    known = ("draw call", "undefined or null to object")     # a picture that a newer one has overtaken; a live view that is taken away
+    known = ("draw call", "undefined or null to object")     # a picture that a newer one has overtaken; the other's cause is not known yet
     assert [e for e in page.errors if not any(k in e for k in known)] == []
 
 
