@@ -15,6 +15,21 @@ sys.exit(main())
 endef
 export PAPERMILL
 
+# In .venv only: nbdev_clean, and nothing of widgets; a stored view names a model of a kernel that is gone.
+define CLEAN
+#!$(CURDIR)/$(BIN)/python
+import nbdev.clean
+plain = nbdev.clean.clean_nb
+def clean_nb(nb, *rules):
+    plain(nb, *rules)
+    nb["metadata"].pop("widgets", None)
+    for output in (o for cell in nb["cells"] for o in cell.get("outputs", [])):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+nbdev.clean.clean_nb = clean_nb
+nbdev.clean.nbdev_clean()
+endef
+export CLEAN
+
 .PHONY: run test lab docs check clean
 
 run: $(READY)  ## DDS on the bundled digits: result table and run folder
@@ -44,4 +59,5 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,serve]'
 	echo "$$PAPERMILL" > $(BIN)/papermill
+	echo "$$CLEAN" > $(BIN)/nbdev_clean
 	touch $(READY)

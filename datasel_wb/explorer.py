@@ -24,9 +24,9 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from . import viz
-from .data import ACTIONS, apply_decisions, load_data
+from .data import ACTIONS, apply_decisions
 from .review import (EMBEDDINGS, Decisions, Records, Retraining, add_pictures, ask_model, before_and_after, find_runs, read_training,
-                               seed_of, settings_of, trainings_of)
+                               seed_of, trainings_of)
 from .runs import project_root
 from .trainer import write_atomic
 from .watch import LiveView
@@ -160,10 +160,16 @@ def _table(rows: dict) -> str:
     "Names and values as HTML."
     return "<table>" + "".join(f"<tr><th scope='row' style='text-align:left'>{html.escape(str(k))}</th><td>{html.escape(_short(v))}</td></tr>" for k, v in rows.items()) + "</table>"
 
+def _loss_chart() -> alt.Chart:
+    "The losses of one example, in the order of its presentations."
+    line = alt.Chart(alt.NamedData("rows"), width=260, height=150, title="its loss").mark_line(point=True, color=viz.BLUE)
+    return line.encode(alt.X("presentation:Q"), alt.Y("loss:Q", title="loss, nats"))
+
 class Opened(W.HBox):
     "One example: its picture or sentences, its row, its losses over the training."
     def __init__(self):
         self.picture, self.table, self.losses = W.HTML(), W.HTML(), W.VBox()
+        self.chart = viz.LiveChart(_loss_chart())
         super().__init__([self.picture, self.table, self.losses], layout=W.Layout(flex_flow="row wrap"))
 
     def show(self, records: Records, row: int) -> None:
@@ -175,10 +181,13 @@ class Opened(W.HBox):
         if losses is None or not len(losses):
             self.losses.children = [W.HTML("<i>No losses were kept: set <code>history</code> in the run.</i>")]
             return
-        chart = alt.Chart(pd.DataFrame({"presentation": range(1, len(losses) + 1), "loss": losses}), width=260, height=150, title="its loss")
-        chart = chart.mark_line(point=True, color=viz.BLUE).encode(alt.X("presentation:Q"), alt.Y("loss:Q", title="loss, nats"))
-        chart = alt.LayerChart.from_dict(alt.layer(chart).to_dict() | viz.theme())
-        self.losses.children = [alt.JupyterChart(chart, embed_options={"actions": False})]
+        rows = [{"presentation": k, "loss": v} for k, v in enumerate(losses.tolist(), 1)]
+        self.chart.rows = rows
+        self.losses.children = [self.chart]
+
+    def clear(self) -> None:
+        "Show nothing."
+        self.picture.value, self.table.value, self.losses.children = "", "", ()
 
     def _picture(self, records: Records, row: int) -> str:
         if "source_text" in records.frame: return ""
@@ -206,8 +215,7 @@ class Chosen(W.VBox):
         "Show examples of these records from now on."
         self.records, self.rows = records, np.array([], int)
         _offer(self.by, records.scores or ["source"], "loss_mean")
-        self.opened = Opened()
-        self.children = [*self.children[:2], self.opened]
+        self.opened.clear()
 
     def show(self, rows) -> None:
         "Show these rows, from the first page."
@@ -277,7 +285,8 @@ class TrainAgain(W.VBox):
         if state == "failed": return self.say(f"the training failed: {job.words()}", wrong=True)
         plain = records.run / f"uniform-{job.seed}"
         before = plain if (plain / "examples.parquet").exists() else records.folder
-        self.table = before_and_after(before, job.folder / f"uniform-{job.seed}")
+        self.table = attempt(self.say, lambda: before_and_after(before, job.folder / f"uniform-{job.seed}"))
+        if self.table is None: return
         self.result.value = self.table.round(2).to_html(border=0)
         self.say(f"the training in {job.folder.name} is done")
 
@@ -291,13 +300,13 @@ class TrainAgain(W.VBox):
         for view in self.live.children: view.close()
         self.live.children = []
 
-# %% ../nbs/13_explorer.ipynb #681463c6
+# %% ../nbs/13_explorer.ipynb #fae4986d
 class Picker(W.HBox):
     "Which score of which training."
-    def __init__(self, title: str, changed):
+    def __init__(self, title: str, changed, say):
         self.training = W.Dropdown(description=title, style={"description_width": "30px"}, layout=W.Layout(width="230px"))
         self.score = W.Dropdown(layout=W.Layout(width="190px"))
-        self.changed, self.quiet = changed, False
+        self.changed, self.say, self.quiet = changed, say, False
         self.training.observe(lambda _: self.quiet or self._refill(), "value")
         self.score.observe(lambda _: self.quiet or self.changed(), "value")
         super().__init__([self.training, self.score])
@@ -310,9 +319,8 @@ class Picker(W.HBox):
 
     def _fill(self, wish: str | None = None) -> None:
         self.quiet = True
-        try: known = self.read(self.training.value).scores
-        except ValueError: known = []
-        _offer(self.score, known, wish)
+        records = attempt(self.say, lambda: self.read(self.training.value))
+        _offer(self.score, records.scores if records else [], wish)
         self.quiet = False
 
     def _refill(self) -> None:
@@ -337,7 +345,6 @@ class Explorer(W.VBox):
         super().__init__()
         self.root, self.file, self.records = Path(root or project_root() / "papermill_runs"), decisions, None
         self.cache, self.selected = {}, np.array([], int)
-        alt.JupyterChart.enable_offline(True)
         self._make_parts()
         if isinstance(source, pd.DataFrame):
             self.choice.layout.display = "none"
@@ -350,7 +357,7 @@ class Explorer(W.VBox):
         self.message.add_class("dswb-message")
         self.run, self.training, self.beside = (W.Dropdown(description=d, layout=wide, style=word) for d in ("run", "training", "beside"))
         self.choice = W.HBox([self.run, self.training, self.beside], layout=W.Layout(flex_flow="row wrap"))
-        self.x, self.y = Picker("x", self._scores_changed), Picker("y", self._scores_changed)
+        self.x, self.y = Picker("x", self._scores_changed, self.say), Picker("y", self._scores_changed, self.say)
         self.colour = W.Dropdown(description="colour", layout=W.Layout(width="200px"), style={"description_width": "50px"})
         self.how = W.Dropdown(options=EMBEDDINGS, layout=W.Layout(width="80px"))
         self.ask_button = _button(self.say, "Ask the model", self.ask, icon="eye", tooltip="predictions and a map of the features, as more scores")
@@ -585,9 +592,7 @@ def _export(
 
 def _split(self: Explorer, decided: bool = False):
     "The training split of the run; after the decisions when `decided`. `ValueError` for a table without a run of images."
-    if self.records.folder is None or "source_text" in self.records.frame: raise ValueError(f"{self.records.name}: must be a training of images")
-    train = load_data(settings_of(self.records.run).data).train
-    return apply_decisions(train, self.decisions.frame()) if decided else train
+    return apply_decisions(self.records.train, self.decisions.frame()) if decided else self.records.train
 
 def _subset(self: Explorer, dataset=None) -> Subset:
     "The selection as a torch `Subset`: of the run's images, or of a dataset of yours whose places are `source`."

@@ -7,7 +7,7 @@ __all__ = ['EXAMPLE', 'PLAIN', 'EMBEDDINGS', 'example_run', 'read_settings', 'se
            'as_pictures', 'pictures_of', 'trainings_of', 'find_runs', 'read_training', 'add_pictures', 'ask_model',
            'Decisions', 'edited_name', 'seed_of', 'retrain', 'Retraining', 'final', 'before_and_after']
 
-# %% ../nbs/12_review.ipynb #37c57f20
+# %% ../nbs/12_review.ipynb #425374f8
 import hashlib
 import io
 import json
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +87,13 @@ class Records:
 
     @property
     def run(self) -> Path | None: return self.folder and self.folder.parent
+
+    @cached_property
+    def train(self) -> Split:
+        "The training split of a run of images, read once. `ValueError` where there is none."
+        if self.folder is None or "source_text" in self.frame: raise ValueError(f"{self.name}: must be a training of images")
+        return load_data(settings_of(self.run).data).train
+
     @property
     def scores(self) -> list:
         "Names of the numeric columns that say something of an example."
@@ -132,15 +140,15 @@ def as_pictures(images, n: int):
     if len(pictures) != n: raise ValueError(f"images: {len(pictures)} for {n} examples; must be one for each row of the table")
     return pictures
 
-def pictures_of(settings: SimpleNamespace, frame: pd.DataFrame):
+def pictures_of(records: Records):
     "The pictures of an image run: its files where the training saw them as they are, else the split."
-    r = settings.data
+    r = settings_of(records.run).data
     changed = r.pixel_noise or r.permute_pixels or (r.noise and r.noise_kind == "swap")
     root = Path(r.data_dir or os.environ.get("DATASEL_DATA") or ".") / r.dataset
     if not changed and not r.skip_corrupt and (root / "train").is_dir():
         files = list_tree(root / "train")[0]
-        return Files(files[frame.source.to_numpy()], 1 if r.dataset == "mnist" else 3)
-    return Held(load_data(r).train)
+        return Files(files[records.frame.source.to_numpy()], 1 if r.dataset == "mnist" else 3)
+    return Held(records.train)
 
 # %% ../nbs/12_review.ipynb #49f7739d
 def trainings_of(folder) -> list:
@@ -177,7 +185,7 @@ def read_training(
 def add_pictures(records: Records) -> str:
     "Find the pictures of a run's examples; what stands in the way, as a sentence, or nothing."
     if "source_text" in records.frame: return ""
-    try: records.pictures = as_pictures(pictures_of(settings_of(records.run), records.frame), len(records.frame))
+    try: records.pictures = as_pictures(pictures_of(records), len(records.frame))
     except (ValueError, OSError, IndexError) as e: return f"the pictures cannot be shown: {e}"
     return ""
 
@@ -189,11 +197,9 @@ def ask_model(
     how: str = "pca",   # or "t-sne"
     batch_size: int = 500,
 ) -> pd.DataFrame:      # predicted (a class), probability (of the label), "<how> 1", "<how> 2"
-    "What the network of a training makes of its examples, one row each, in evaluation mode on the CPU. `ValueError` when it was not kept."
+    "What the network of a training makes of its examples, one row each, in evaluation mode on the CPU. `ValueError` when there is none."
     if how not in EMBEDDINGS: raise ValueError(f"how = {how!r}: must be one of {', '.join(EMBEDDINGS)}")
-    if records.folder is None or "source_text" in records.frame: raise ValueError(f"{records.name}: must be a training of images, whose network was kept")
-    settings = settings_of(records.run)
-    train = load_data(settings.data).train
+    train, settings = records.train, settings_of(records.run)
     model, normalise = saved_model(records.folder, settings.train, train).eval(), make_augment(settings.data, train).normalise
     with torch.inference_mode():
         parts = [features_and_logits(model, normalise(b.x)) for b in eval_batches(train, batch_size)]

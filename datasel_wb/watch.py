@@ -205,8 +205,8 @@ def curve_points(
     parts = [g.iloc[np.unique(np.linspace(0, len(g) - 1, most).round().astype(int))] for _, g in rows.groupby(["panel", "line"])]
     return pd.concat(parts)[["panel", "line", "step", "value"]].to_dict("records") if parts else []
 
-def _curves(metric: str) -> dict:
-    "The specification of both panels, with room for the points, `curves`; its canvas does not grow, so there is some room at the right."
+def _curves(metric: str) -> alt.HConcatChart:
+    "Both panels of the dataset `rows`; its canvas does not grow, so there is some room at the right."
     colour = alt.Color("line:N", title=None, scale=alt.Scale(domain=list(SPLITS), range=list(SPLITS.values())),
                        legend=alt.Legend(symbolType="stroke", symbolSize=250))
     def panel(name, title):
@@ -214,8 +214,8 @@ def _curves(metric: str) -> dict:
         return base.mark_line(strokeWidth=2, point={"size": 14}).encode(
             x=alt.X("step:Q", title=viz.X_TITLES["step"], scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)), color=colour,
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(minExtent=36)), tooltip=["line:N", "step:Q", alt.Tooltip("value:Q", format=".4~g")])
-    both = alt.hconcat(panel("loss", viz.Y_TITLES["loss"]), panel("metric", viz.Y_TITLES[metric]), data=alt.NamedData(name="curves"))
-    return both.to_dict() | viz.theme() | {"padding": {"left": 5, "top": 5, "right": 40, "bottom": 5}}
+    return alt.hconcat(panel("loss", viz.Y_TITLES["loss"]), panel("metric", viz.Y_TITLES[metric]), data=alt.NamedData("rows"),
+                       padding={"left": 5, "top": 5, "right": 40, "bottom": 5})
 
 # %% ../nbs/12_watch.ipynb #30ac531e
 LOOKS = {"running": "info", "done": "success", "failed": "danger", "gone": "danger", "stopped": "warning"}
@@ -263,12 +263,11 @@ class LiveView(widgets.VBox):
         self.over, self.drawn, self.stamp = threading.Event(), None, None
         check("positive", every=every)
         if split is not None: viz.image_grid(split.take(torch.tensor([0])).x)   # says what is wrong with it
-        alt.JupyterChart.enable_offline(True)
         self.folder, self.every, self.split, self.state = Path(folder), every, split, None
         self.head, self.ends, self.others = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.bar = widgets.FloatProgress(max=1, layout=widgets.Layout(width="99%", height="14px"))
-        self.chart = alt.JupyterChart(None, embed_options={"actions": False, "renderer": "canvas", "logLevel": 1})   # 1: a panel without points yet is no warning
-        super().__init__([self.head, self.bar, self.ends, self.others])   # the chart comes with its first points
+        self.chart = viz.LiveChart(_curves("loss"))   # shown with its first points
+        super().__init__([self.head, self.bar, self.ends, self.others])
         self.update()
         self.thread = threading.Thread(target=self._follow, name=f"LiveView {self.folder.name}", daemon=True)
         if not self.over.is_set(): self.thread.start()
@@ -304,10 +303,10 @@ def _show(self, s: State, turned: bool) -> None:
     self.bar.value, self.bar.bar_style = s.step / s.steps if s.steps else 0, LOOKS.get(s.phase, "")
     points, metric = curve_points(s.rows), _metric(s.rows)
     drawn = {(metric, p["panel"], p["line"]) for p in points}
-    boxes = [self.head, self.bar, *([self.chart] if points else []), self.ends, self.others]
-    if points and (turned or drawn != self.drawn): self.chart.spec = _curves(metric) | {"datasets": {"curves": points}}
-    elif points: self.chart._py_to_js_updates = [{"namespace": "data", "name": "curves", "scope": [], "value": points}]
+    if points and (turned or drawn != self.drawn): self.chart.draw(_curves(metric), points)
+    elif points: self.chart.rows = points
     self.drawn = drawn
+    boxes = [self.head, self.bar, *([self.chart] if points else []), self.ends, self.others]
     if list(self.children) != boxes: self.children = boxes
     unit = {"weight": "weight, uniform = 1", "loss": "loss, nats"}.get(s.by)
     word = {"weight": ("heaviest", "lightest")}.get(s.by, ("highest", "lowest"))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'MADE', 'IN_TURN', 'palette', 'Scatter', 'Histogram']
 
-# %% ../nbs/12_widgets.ipynb #939bef28
+# %% ../nbs/12_widgets.ipynb #7279b01c
 import html
 
 import altair as alt
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from .viz import COLOURS, GREY, theme
+from .viz import COLOURS, GREY, LiveChart
 
 # %% ../nbs/12_widgets.ipynb #8eef4370
 PALETTE = (*COLOURS, "#A55AFF", "#9A9A00", "#8C564B", GREY)   # the last four: more classes than six
@@ -233,21 +233,19 @@ def _bars(
     return bars
 
 def _bar_chart(
-    bars: list,      # from `_bars`
     span: tuple,     # smallest and largest value
     name: str,       # title of the axis
     size: tuple,     # width and height, pixels
 ) -> alt.Chart:
-    "Bars that are a parameter of the chart, so that others take their place without a new chart, and a brush."
-    x = alt.X("bar.low:Q", title=name, scale=alt.Scale(domain=list(span), nice=False), axis=alt.Axis(grid=False))
-    tip = [alt.Tooltip("bar.low:Q", title="from", format=".4~g"), alt.Tooltip("bar.high:Q", title="to", format=".4~g"),
-           alt.Tooltip("bar.group:N", title="group"), alt.Tooltip("rows:Q", title="rows")]
-    chart = alt.Chart(alt.Data(values=[{}]), width=size[0], height=size[1], config=theme()["config"])
-    chart = chart.transform_calculate(bar="bars").transform_flatten(["bar"]).transform_calculate(rows="datum.bar.top - datum.bar.base")
-    bar = chart.mark_bar(binSpacing=0.5).encode(
-        x=x, x2="bar.high:Q", y=alt.Y("bar.base:Q", title="rows", axis=alt.Axis(tickCount=3)), y2="bar.top:Q", tooltip=tip,
-        color=alt.Color("bar.colour:N", scale=None), opacity=alt.Opacity("bar.opacity:Q", scale=None))
-    return bar.add_params(alt.param("bars", value=bars), alt.selection_interval(name="brush", encodings=["x"]))
+    "A chart of what `_bars` makes, with a brush."
+    x = alt.X("low:Q", title=name, scale=alt.Scale(domain=list(span), nice=False), axis=alt.Axis(grid=False))
+    tip = [alt.Tooltip("low:Q", title="from", format=".4~g"), alt.Tooltip("high:Q", title="to", format=".4~g"),
+           alt.Tooltip("group:N"), alt.Tooltip("rows:Q")]
+    bar = alt.Chart(alt.NamedData("rows"), width=size[0], height=size[1]).transform_calculate(rows="datum.top - datum.base")
+    bar = bar.mark_bar(binSpacing=0.5).encode(
+        x=x, x2="high:Q", y=alt.Y("base:Q", title="rows", axis=alt.Axis(tickCount=3)), y2="top:Q", tooltip=tip,
+        color=alt.Color("colour:N", scale=None), opacity=alt.Opacity("opacity:Q", scale=None))
+    return bar.add_params(alt.selection_interval(name="brush", encodings=["x"]))
 
 # %% ../nbs/12_widgets.ipynb #0151b4a1
 class Histogram(_View):
@@ -265,7 +263,6 @@ class Histogram(_View):
         width=530,        # pixels, without the axis
     ):
         super().__init__(len(values))
-        alt.JupyterChart.enable_offline(True)
         self._bins, self._size, self._chart = bins, (width, height), None
         self._now = dict(mask=np.ones(self._n, bool), groups=np.full(self._n, ""), name=name, highlight=[])
         self.show(values=values, groups=groups)
@@ -300,21 +297,8 @@ class Histogram(_View):
         some = np.isin(np.arange(self._n), self._now["highlight"])
         bars = _bars(values[drawn], groups[drawn], colours, edges, 0.3 if some.any() else 1.0)
         bars += _bars(values[drawn & some], groups[drawn & some], colours, edges, 1.0)
-        self._bars = bars
-        if self._chart is not None and not new:
-            self._chart.params.bars = bars
-            return
-        chart = _bar_chart(bars, span, self._now["name"], self._size)
-        if self._chart is None: self._chart = alt.JupyterChart(chart, debounce_wait=30, embed_options={"renderer": "canvas", "actions": False})
-        else: self._chart.chart, self.interval = chart, None
-        self._chart.selections.observe(self._take, "brush")
-        self._chart.params.observe(self._renew)   # of all names: after the chart's own observer
-
-    def _renew(self, change):
-        "A picture that is opened later starts with the bars of the beginning, and is told the present ones."
-        if change["new"] != self._bars: self._chart.params.bars = self._bars
-
-    def _take(self, change):
-        "A brush that comes from the page."
-        ends = next(iter(change["new"].value.values()), None)
-        self.interval = tuple(ends) if ends else None
+        if not new: self._chart.rows = bars
+        elif self._chart is not None: self._chart.draw(_bar_chart(span, self._now["name"], self._size), bars)
+        else:
+            self._chart = LiveChart(_bar_chart(span, self._now["name"], self._size), bars)
+            traitlets.link((self._chart, "interval"), (self, "interval"))

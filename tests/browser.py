@@ -63,6 +63,7 @@ def server(
     folder,    # for its settings, kernels and log
     port,      # where it will listen
     python=sys.executable,
+    cwd=None,  # where it is started; None: `folder`
 ):
     "A Jupyter server as a process of its own, stopped with its kernels at the end."
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def server(
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | own | {"PYTHONPATH": path, "IPYTHONDIR": str(folder / "ipython")}
     with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen([python, "-m", *command], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        process = subprocess.Popen([python, "-m", *command], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=cwd or folder)
     try:
         for _ in range(240):
             try: socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -115,7 +116,7 @@ def browser(
     context.route(lambda url: url.startswith(("http:", "https:")), gate)
     page = context.pages[0]
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on("pageerror", lambda e: errors.append(e.stack or str(e)))
     try: yield page, errors, blocked
     finally: context.close()
 
@@ -287,15 +288,15 @@ def voila(
     ready=".lm-Widget",  # an element that is there when the page is
     options=(),          # further arguments of voila
 ):
-    "The notebook as a page of voila, its cells run; a `Notebook`."
+    "The notebook as a page of voila, started in the project's folder, its cells run; a `Notebook`."
     with browser(folder, size) as (page, errors, blocked):
         work = folder / "work"
         work.mkdir()
         shutil.copy(notebook, work)
         port = free_port()
-        command = ["voila", str(work / Path(notebook).name), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}",
+        command = ["voila", str(work / Path(notebook).name), "--no-browser", f"--port={port}",
                    f"--Voila.connection_dir_root={folder / 'server'}", *options]
-        with server(command, folder / "server", port) as runtime:
+        with server(command, folder / "server", port, cwd=ROOT) as runtime:
             page.goto(f"http://127.0.0.1:{port}/", timeout=120_000)
             page.wait_for_selector(ready, timeout=120_000)
             yield Notebook(page, errors, blocked, folder, runtime)

@@ -12,6 +12,8 @@ import time
 import uuid
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -494,3 +496,17 @@ def test_papermill_without_the_project(tmp_path):
     wrapper.write_text("import sys; sys.modules['datasel_wb'] = None   # as if it were uninstalled\n" + PAPERMILL.read_text())
     done = subprocess.run([PAPERMILL.parent / "python", wrapper, "--version"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 0 and re.match(r"\d+\.\d+", done.stdout) and not done.stderr, done.stderr
+
+
+@wrapped
+def test_nbdev_clean_leaves_nothing_of_widgets(tmp_path):
+    "A stored view is the id of a model in a kernel that is gone; what a reader can use stays."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import ipywidgets\nprint('before')\nipywidgets.IntSlider(3)")])
+    nbclient.NotebookClient(nb).execute()
+    assert "widget-view" in str(nb) and nb.metadata.widgets
+    nbformat.write(nb, tmp_path / "widget.ipynb")
+    subprocess.run([PAPERMILL.parent / "nbdev_clean", "--fname", tmp_path / "widget.ipynb"], check=True, cwd=ROOT, timeout=120)
+    cleaned = nbformat.read(tmp_path / "widget.ipynb", 4)
+    assert "widgets" not in cleaned.metadata and "widget-view" not in str(cleaned)
+    printed, shown = cleaned.cells[0].outputs
+    assert printed.text == "before\n" and shown.data["text/plain"] == "IntSlider(value=3)"

@@ -2,7 +2,6 @@
 import functools
 import http.server
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -11,8 +10,9 @@ from pathlib import Path
 import axe_core_python
 import pytest
 
+from browser import CHROMIUM, playwright
+
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
@@ -54,11 +54,9 @@ def site():
 def browser():
     "One Chromium for all tests."
     if not CHROMIUM: pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield b
-        b.close()
+    b = playwright().chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield b
+    b.close()
 
 
 def open_page(browser, address, complaints, **options):

@@ -274,7 +274,7 @@ def test_a_view_of_a_finished_training_has_no_thread_and_shows_what_was_logged(w
     training, folder = whole
     view = LiveView(folder, split=digits.train)
     assert view.thread.ident is None and view.bar.bar_style == "success" and view.ends.value.count("<img") == 2
-    shown = pd.DataFrame(view.chart.spec["datasets"]["curves"])
+    shown = pd.DataFrame(view.chart.rows)
     log = training.log.frame()
     for panel, name in (("loss", "loss"), ("metric", "top1")):
         for split, rows in log[log["name"] == name].groupby("split"):

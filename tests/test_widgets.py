@@ -28,7 +28,7 @@ def test_rows_without_a_finite_value_are_counted_and_not_drawn():
 def test_nothing_to_draw_is_a_sentence(values, message):
     scatter, histogram = Scatter(values, values), Histogram(values)
     assert scatter.message == histogram.message == message
-    assert not {"JupyterScatter", "JupyterChart"} & {type(c).__name__ for v in (scatter, histogram) for c in v.children}
+    assert not {"JupyterScatter", "LiveChart"} & {type(c).__name__ for v in (scatter, histogram) for c in v.children}
     scatter.select([])
     scatter.show(mask=np.ones(len(values), bool))
     assert len(scatter.selected) == 0
@@ -130,7 +130,7 @@ def test_histogram_highlights_filters_and_forgets_the_brush_with_other_values():
     histogram = Histogram(np.arange(6.0), groups=list("aabbbb"), bins=6)
     histogram.interval = (1, 3)
     chart = histogram._chart
-    rows = lambda opacity: sum(b["top"] - b["base"] for b in chart.params.bars if b["opacity"] == opacity)
+    rows = lambda opacity: sum(b["top"] - b["base"] for b in chart.rows if b["opacity"] == opacity)
     assert rows(1.0) == 6
     histogram.show(highlight=[0, 5])
     assert rows(1.0) == 2 and rows(0.3) == 6
@@ -138,13 +138,3 @@ def test_histogram_highlights_filters_and_forgets_the_brush_with_other_values():
     assert rows(1.0) == 1 and rows(0.3) == 5 and histogram.interval == (1, 3) and histogram._chart is chart
     histogram.show(values=X, highlight=[])
     assert rows(1.0) == 4 and histogram.interval is None and histogram.message == "1 row has no finite value and is not drawn."
-
-
-def test_a_picture_opened_later_shows_the_present_bars():
-    histogram = Histogram(np.arange(6.0), bins=6)
-    first = histogram._chart.params.bars
-    histogram.show(highlight=[0])
-    present = histogram._chart.params.bars
-    assert present != first
-    histogram._chart._params = {"bars": first}   # what a new picture reports: the chart as it was made
-    assert histogram._chart.params.bars == histogram._chart._params["bars"] == present
