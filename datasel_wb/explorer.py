@@ -240,7 +240,7 @@ class Chosen(W.VBox):
                           "text": f"{values['source_text']}\n→ {values['target_text']}" if text else ""})
         with self.cards.hold_sync(): self.cards.sheet, self.cards.cards = b"" if text else sheet(taken), cards
         lost = f"; {missing} of these pictures missing" if missing else ""
-        self.about.value = f"{len(self.rows):,} examples, {first + 1:,} to {first + len(rows):,} shown{lost}" if len(rows) else "no example is selected"
+        self.about.value = f"{len(self.rows):,} example{'s' * (len(self.rows) > 1)}, {first + 1:,} to {first + len(rows):,} shown{lost}" if len(rows) else "no example is selected"
 
     def decided(self, marks: dict) -> None:
         "Show the decisions, source -> action."

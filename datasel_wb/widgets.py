@@ -118,6 +118,8 @@ function inTurn(plot) {
     const act = plot[name];
     plot[name] = (...given) => (last = last.then(() => act(...given)).catch(e => console.warn(e)));
   }
+  const set = plot.set;
+  plot.set = (...given) => set(...given).catch(e => console.warn(e));   // of a plot that is gone
   return plot;
 }
 """

@@ -16,6 +16,7 @@ from datasel_wb.data import DataRecipe, load_data, read_decisions
 from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, ask_model, as_pictures, edited_name, example_run, find_runs,
                                read_training, retrain, settings_of, trainings_of)
 from datasel_wb.trainer import fit, saved_model
+from small_runs import translation_run
 
 
 @pytest.fixture(scope="module")
@@ -187,20 +188,12 @@ def test_cancelled_goes_on_and_failed_says_why(root):
 
 
 def test_a_translation_run_is_read_and_trained_again(root):
-    from datasel_wb import recipes, runs
-    from datasel_wb.nmt import CorpusRecipe, NMTRecipe, Translation, load_corpus, prepare_text
-    settings = runs.resolve(dict(steps=6, eval_every=6, log_every=3, save_every=6, languages="az,tr", low=30, high=60, dev_size=4, test_size=4, hidden=16, embed=16,
-                                 source_vocab=100, target_vocab=50, name="words"),
-                            recipes.NMT_RECIPES, published="quick", data=CorpusRecipe, train=NMTRecipe)
-    text = prepare_text(load_corpus(settings.data), settings.train)
-    run = runs.begin(settings, text, root=root)
-    training = fit(settings.train, text, folder=run.folder / "uniform-0", kind=Translation)
-    runs.finish(run, [runs.record("uniform", training)])
-    records = read_training(run.folder)
+    run = translation_run(root)
+    records = read_training(run)
     assert add_pictures(records) == "" and records.pictures is None and records.group == "language" and "target" not in records.scores
-    d = Decisions(run.folder / "decisions.csv")
+    d = Decisions(run / "decisions.csv")
     d.decide("remove", records.frame.source[:5])
-    retrain(run.folder, d.path)
-    after = pd.read_parquet(root / edited_name(run.folder, d.path, 0) / "examples.parquet")
+    retrain(run, d.path)
+    after = pd.read_parquet(root / edited_name(run, d.path, 0) / "examples.parquet")
     assert after.source.tolist() == records.frame.source[5:].tolist()
     with pytest.raises(ValueError, match="must be a training of images"): ask_model(records)
