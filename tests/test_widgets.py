@@ -138,3 +138,8 @@ def test_histogram_highlights_filters_and_forgets_the_brush_with_other_values():
     assert rows(1.0) == 1 and rows(0.3) == 5 and histogram.interval == (1, 3) and histogram._chart is chart
     histogram.show(values=X, highlight=[])
     assert rows(1.0) == 4 and histogram.interval is None and histogram.message == "1 row has no finite value and is not drawn."
+
+
+def test_the_script_of_the_scatter_is_the_one_that_waits():
+    "Another release of jupyter-scatter may write this place otherwise."
+    assert Scatter(X, Y)._plot.widget._esm.count("inTurn(createScatterplot(initialOptions))") == 1
