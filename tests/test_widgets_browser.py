@@ -23,20 +23,20 @@ expected = np.flatnonzero(s._now["mask"] & Path(polygon).contains_points(np.colu
 MIDDLE = [(0.4, 0.005), (0.65, 0.005), (0.65, 0.995), (0.4, 0.995)]   # around the second cluster
 
 
-def pixels(page, name: str) -> np.ndarray:
-    "What the scatter looks like when the mouse is away and nothing moves any more."
+def pixels(page, name: str, selector=SCATTER) -> np.ndarray:
+    "What a view looks like when the mouse is away and nothing moves any more."
     page.page.mouse.move(5, 5)
     page.page.wait_for_timeout(700)
-    now, before = _shot(page, name), None
+    now, before = _shot(page, name, selector), None
     for _ in range(5):
         if before is not None and np.array_equal(now, before): break
         page.page.wait_for_timeout(400)
-        now, before = _shot(page, name), now
+        now, before = _shot(page, name, selector), now
     return now
 
 
-def _shot(page, name: str) -> np.ndarray:
-    return np.asarray(Image.open(page.screenshot(name, SCATTER)).convert("RGB"), float)
+def _shot(page, name: str, selector: str) -> np.ndarray:
+    return np.asarray(Image.open(page.screenshot(name, selector)).convert("RGB"), float)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,39 @@ def test_brush_gives_the_interval_and_a_click_clears_it(three):
     assert three.value("h.interval is not None")   # the brush stays
     three.page.mouse.click(*three.at(HISTOGRAM, (0.35, 0.4)))
     three.until("h.interval", None)
+
+
+def test_brush_from_python_is_drawn_and_stays_what_it_was_set_to(three):
+    three.do("h.show(highlight=[])")
+    bare = pixels(three, "bare", HISTOGRAM)
+    three.do("h.interval = (5.0, 6.5)")
+    brushed = pixels(three, "brushed", HISTOGRAM)
+    assert np.abs(brushed - bare).mean() > 1 and three.value("h.interval") == (5.0, 6.5)
+    three.do("h.show(highlight=range(50))")
+    assert three.value("h.interval") == (5.0, 6.5)
+    three.do("h.show(highlight=[]); h.interval = None")
+    assert np.abs(pixels(three, "unbrushed", HISTOGRAM) - bare).mean() < 0.1
+
+
+def test_page_and_kernel_come_to_rest(three):
+    "Changes in quick succession, from both sides: at the end stands what came last, and nobody answers an answer."
+    bare = pixels(three, "before", HISTOGRAM)
+    three.do("said = []; h._chart.observe(lambda change: said.append(change['name']))")
+    brush = three.at(HISTOGRAM, (0.3, 0.5)), three.at(HISTOGRAM, (0.5, 0.5))
+
+    def drag():   # over a picture that may just be replaced
+        three.page.mouse.move(*brush[0])
+        three.page.mouse.down()
+        three.page.mouse.move(*brush[1], steps=12)
+        three.page.mouse.up()
+    drag()
+    three.do("for k in range(10): h.show(highlight=range(k)); h.show(values=rng.random(120)); h.show(highlight=[])")
+    drag()
+    three.do("h.show(values=x, highlight=[])")
+    assert np.abs(pixels(three, "after", HISTOGRAM) - bare).mean() < 0.1 and three.value("h.interval") is None
+    messages = three.value("len(said)")
+    three.page.wait_for_timeout(1000)
+    assert three.value("len(said)") == messages
 
 
 def test_dark_theme(three):
