@@ -76,6 +76,7 @@ class Split(_Rows):
     "What any split knows about its examples. Ids are 0..N-1, for life."
     rows = ("y", "clean_y", "source", "noisy")
     nbytes = None   # memory that the images take; None: they stay on disk
+    listing = None  # of an image tree: its folder, and all files in it, by `source`
     def __init__(self,
         y: Tensor,                      # [N] labels to train on, int64
         classes,                        # names, one per class
@@ -92,6 +93,12 @@ class Split(_Rows):
     def __len__(self): return len(self.y)
     @property
     def n_classes(self) -> int: return len(self.classes)
+    def files_below(self, source=None) -> list | None:
+        "The files of examples by their `source`, of all when None, relative to the folder of an image tree; None for other data."
+        if self.listing is None: return None
+        folder, files = self.listing
+        found = files[(self.source.cpu() if source is None else torch.as_tensor(source)).numpy()]
+        return [f[len(os.fsencode(folder)) + 1:].decode(errors="backslashreplace") for f in found.tolist()]
 
 # %% ../nbs/01_data.ipynb #a78fecfd
 class Examples(Split):
@@ -797,7 +804,7 @@ def _relabelled(split: Split, rows: pd.DataFrame, at: Tensor, which) -> Split:
             raise ValueError(f"{name} = {word!r} for source {source}: must be one of the classes {', '.join(split.classes[:12])}")
     there = np.array(split.classes)[split.y[at].cpu().numpy()]
     for source, was, now in zip(rows.source, rows.was, there):
-        if was not in ("", now): raise ValueError(f"was = {was!r} for source {source}: the training split has {now!r} there, so the decisions are about other data or other noise")
+        if was not in ("", now): raise ValueError(f"was = {was!r} for source {source}: the training split has {str(now)!r} there, so the decisions are about other data or other noise")
     new, at = copy.copy(split), at[torch.from_numpy(which)].to(split.y.device)
     new.y = split.y.clone()
     new.y[at] = torch.tensor([number[w] for w in rows.label[which]], dtype=new.y.dtype, device=new.y.device)
@@ -874,7 +881,7 @@ def _check_recipe(r: DataRecipe) -> None:
     elif not ({"/", os.sep} & set(r.dataset) or Path(r.dataset).is_dir()):
         raise ValueError(f"dataset = {r.dataset!r}: neither a known data set nor a folder; {suggest(r.dataset, DATASETS)}")
 
-# %% ../nbs/01_data.ipynb #0fb1917d
+# %% ../nbs/01_data.ipynb #20f39671
 def load_tree(
     root,                # folder with train/ and test/ (or val/)
     recipe: DataRecipe,  # image_size, memory_gb, skip_corrupt
@@ -888,11 +895,16 @@ def load_tree(
     if odd := set(lists[0][2]) ^ set(lists[1][2]): raise ValueError(f"{root}: class {min(odd)!r} is not in both train and test")
     shape = _first_shape(lists[0][0], recipe, channels)
     gb = sum(len(files) for files, _, _ in lists) * math.prod(shape) / 1e9
-    if gb > recipe.memory_gb: return tuple(_on_disk(*parts, recipe, channels, stats, gb) for parts in lists)
+    if gb > recipe.memory_gb: return _listed(root, lists, tuple(_on_disk(*parts, recipe, channels, stats, gb) for parts in lists))
     loaded = [(load_images(files, recipe.image_size, channels, recipe.skip_corrupt), y, names) for files, y, names in lists]
     mean, std = stats or pixel_stats(loaded[0][0][0])
     if loaded[0][0][0].shape[1:] != loaded[1][0][0].shape[1:]: raise ValueError(f"{root}: train and test images differ in size; set image_size")
-    return tuple(Examples(x, y[kept], names, kept, mean=mean, std=std) for (x, kept), y, names in loaded)
+    return _listed(root, lists, tuple(Examples(x, y[kept], names, kept, mean=mean, std=std) for (x, kept), y, names in loaded))
+
+def _listed(root: Path, lists: list, splits: tuple) -> tuple:
+    "The splits of a tree, of which the training split knows its files."
+    splits[0].listing = (root / "train", lists[0][0])
+    return splits
 
 # %% ../nbs/01_data.ipynb #b679b72e
 def _first_shape(files, recipe, channels) -> tuple:

@@ -552,7 +552,7 @@ class Training:
         "What is known of each training example: its place in the published set, its labels, whether it is noisy."
         train = self.data.train
         names = [train.classes[c] for c in train.y.tolist()]
-        return {"source": train.source, "label": train.y, "class": names, "clean_label": train.clean_y, "noisy": train.noisy}
+        return {"source": train.source, "label": train.y, "class": names, "clean_label": train.clean_y, "noisy": train.noisy, "file": train.files_below()}
 
     def groups(self) -> tuple:
         "The group of each training example [n] and the groups' names: the classes."

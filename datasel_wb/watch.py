@@ -76,9 +76,10 @@ def alive(
 ) -> bool | None:
     "Whether a process that wrote something still runs; None when it ran on another machine."
     if host != platform.node(): return None
-    try: process = psutil.Process(pid)
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= told + 1
     except psutil.NoSuchProcess: return False
-    return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= told + 1
 
 # %% ../nbs/12_watch.ipynb #316721a5
 SILENT = 60   # seconds without a word after which the view says so
@@ -268,6 +269,7 @@ class LiveView(widgets.VBox):
         self.bar = widgets.FloatProgress(max=1, layout=widgets.Layout(width="99%", height="14px"))
         self.chart = viz.LiveChart(_curves("loss"))   # shown with its first points
         super().__init__([self.head, self.bar, self.ends, self.others])
+        self.add_class("datasel-live")
         self.update()
         self.thread = threading.Thread(target=self._follow, name=f"LiveView {self.folder.name}", daemon=True)
         if not self.over.is_set(): self.thread.start()

@@ -82,9 +82,8 @@ class _View(widgets.VBox):
 
     def _place(self, picture, legend: str, note: str):
         "Show a picture, its legend and its note."
-        self._legend.value, self._note.value = legend, note
-        boxes = [(self._legend, legend), (picture, picture), (self._note, note)]
-        self.children = [box for box, wanted in boxes if wanted]
+        for box, text in ((self._legend, legend), (self._note, note)): box.value, box.layout.display = text, None if text else "none"
+        self.children = [self._legend, *([picture] if picture else []), self._note]
 
 # %% ../nbs/12_widgets.ipynb #e6ae457c
 def _categories(values: np.ndarray) -> tuple:
@@ -126,6 +125,7 @@ function inTurn(plot) {
 
 def _in_turn(script: str) -> str:
     "The script of jupyter-scatter, with calls that wait for one another."
+    if _MADE not in script: raise RuntimeError("jupyter-scatter: not a release that this module knows; install the one that the project pins")
     return script.replace(_MADE, _MADE.replace("createScatterplot(initialOptions)", "inTurn(createScatterplot(initialOptions))")) + _IN_TURN
 
 # %% ../nbs/12_widgets.ipynb #40f6faad

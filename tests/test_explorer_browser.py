@@ -1,4 +1,6 @@
 """The explorer in a real JupyterLab, with the mouse: brush, lasso, filter, open, mark, undo, train, cancel, export; and as a page of voila."""
+import http.client
+import shutil
 import time
 from urllib.parse import urlparse
 
@@ -6,7 +8,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from browser import lab, notebook, voila
+from browser import ROOT, lab, notebook, voila
 from datasel_wb.data import read_decisions
 from datasel_wb.review import edited_name, example_run, read_training
 
@@ -14,9 +16,9 @@ PANEL = "panel = __import__('datasel_wb.explorer').explorer.Explorer({!r}); pane
 AROUND = [(0.5, 0.55), (0.97, 0.5), (0.97, 0.99), (0.5, 0.99)]   # the lower right of the scatter
 
 
-EXECUTE = """async code => {
+EXECUTE = """async ([code, kernel]) => {   // as somebody in the page's console would
     const config = JSON.parse(document.getElementById('jupyter-config-data').textContent);
-    const socket = new WebSocket(`ws://${location.host}${config.baseUrl}api/kernels/${config.kernelId}/channels?session_id=page`);
+    const socket = new WebSocket(`ws://${location.host}${config.baseUrl}api/kernels/${kernel ?? config.kernelId}/channels?session_id=page&token=t`);
     await new Promise((yes, no) => { socket.onopen = yes; socket.onerror = no; });
     const header = { msg_id: 'one', msg_type: 'execute_request', username: '', session: 'page', version: '5.3', date: new Date().toISOString() };
     const content = { code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false };
@@ -58,15 +60,15 @@ def test_lasso_selects_and_shows_cards(page, run):
     rows = picked(page)
     frame = read_training(run).frame
     assert rows != list(range(len(frame))) and frame.loc[rows, "confidence"].mean() < frame.confidence.mean()
-    page.page.wait_for_function("n => document.querySelectorAll('.dswb-card').length == n", arg=min(60, len(rows)))
+    page.page.wait_for_function("n => document.querySelectorAll('.datasel-card').length == n", arg=min(60, len(rows)))
     page.screenshot("lasso")
-    first = page.page.locator(".dswb-card div").first.inner_text()
+    first = page.page.locator(".datasel-card div").first.inner_text()
     top = frame.loc[rows].sort_values("loss_mean", ascending=False).iloc[0]
     assert first == top["class"]
 
 
 def test_open_an_example(page, run):
-    page.page.locator(".dswb-face").nth(3).click()
+    page.page.locator(".datasel-face").nth(3).click()
     page.until("panel.chosen.cards.opened >= 0", True)
     row = page.value("panel.chosen.cards.opened")
     frame = read_training(run).frame
@@ -79,7 +81,7 @@ def test_open_an_example(page, run):
 
 
 def test_ticked_cards_are_removed_and_it_can_be_undone(page, run):
-    for k in (0, 2): page.page.locator(".dswb-card input").nth(k).check()
+    for k in (0, 2): page.page.locator(".datasel-card input").nth(k).check()
     page.until("len(panel.chosen.cards.picked)", 2)
     rows = page.value("panel.chosen.cards.picked")
     page.page.locator(".jp-OutputArea input[placeholder='reason']").fill("blurred")
@@ -88,7 +90,7 @@ def test_ticked_cards_are_removed_and_it_can_be_undone(page, run):
     frame = read_training(run).frame
     saved = read_decisions(run / "decisions.csv")
     assert sorted(saved.source) == sorted(frame.source[rows]) and set(saved.action) == {"remove"} and set(saved.reason) == {"blurred"}
-    page.page.wait_for_function("() => document.querySelectorAll('.dswb-remove').length == 2")
+    page.page.wait_for_function("() => document.querySelectorAll('.datasel-remove').length == 2")
     click(page, "Undo")
     page.until("len(panel.decisions)", 0)
     assert len(read_decisions(run / "decisions.csv")) == 0
@@ -135,6 +137,9 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     click(page, "Train on what is left")
     page.until("panel.again.job is not None and (panel.again.job.folder / 'uniform-0/checkpoints/checkpoints.json').exists()", True, timeout=200)
     page.until("panel.again.live.children[0].state.phase", "running", timeout=120)
+    page.page.wait_for_function("n => document.querySelectorAll('.datasel-live canvas').length == 1")     # the curves are drawn, and grow
+    points = page.value("len(panel.again.live.children[0].chart.rows)")
+    page.until(f"len(panel.again.live.children[0].chart.rows) > {points}", True)
     page.screenshot("training")
     click(page, "Cancel")
     page.until("panel.again.job.state()", "cancelled", timeout=120)
@@ -148,8 +153,8 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     assert len(pd.read_parquet(after / "uniform-0" / "examples.parquet")) == len(frame) - len(rows)
     page.screenshot("compared")
     click(page, "Export the selection")
-    page.until("(panel.records.run / 'selection.csv').exists()", True)
-    assert pd.read_csv(run / "selection.csv").source.tolist() == frame.source[rows].tolist()
+    page.until("(panel.records.run / 'exports' / 'selection.csv').exists()", True)
+    assert pd.read_csv(run / "exports" / "selection.csv").source.tolist() == frame.source[rows].tolist()
     page.theme("dark")
     time.sleep(1)
     page.screenshot("dark")
@@ -166,7 +171,7 @@ def test_the_same_panel_as_a_page(run, tmp_path):
     with voila(notebook(tmp_path / "panel.ipynb", PANEL.format(str(run)) + "\npanel"), tmp_path, size=(1300, 1700), ready="canvas") as page:
         time.sleep(2)
         page.lasso(".datasel-scatter canvas", AROUND)
-        page.page.wait_for_selector(".dswb-card", timeout=20_000)
+        page.page.wait_for_selector(".datasel-card", timeout=20_000)
         page.screenshot("page")
         assert "panel = " not in page.page.content() and page.page.locator(".CodeMirror, .cm-editor").count() == 0     # no code is shown
         assert page.blocked == [] and page.errors == []
@@ -175,8 +180,36 @@ def test_the_same_panel_as_a_page(run, tmp_path):
         port = urlparse(page.page.url).port
         assert {c.laddr.ip for c in psutil.net_connections() if c.status == "LISTEN" and c.laddr.port == port} == {"127.0.0.1"}
         made = tmp_path / "made"
-        page.page.evaluate(EXECUTE, f"open({str(made)!r}, 'w').close()")
+        page.page.evaluate(EXECUTE, [f"open({str(made)!r}, 'w').close()", None])
         time.sleep(2)
         assert not made.exists()                                                   # the page cannot run code of its own
-        status = page.page.evaluate("async () => Promise.all(['voila/files/panel.ipynb', 'voila/files/../../../etc/hostname'].map(async u => (await fetch('/' + u)).status))")
-        assert all(s >= 400 for s in status)                                       # nor read files
+        for path in ("voila/files/panel.ipynb", "voila/files/../../../etc/hostname", "voila/files/..%2f..%2f..%2fetc/hostname", "files/panel.ipynb", "api/contents"):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", "/" + path)
+            assert connection.getresponse().status >= 400, path                    # nor read files
+
+
+def test_where_code_may_be_run_the_same_attempt_succeeds(page, tmp_path):
+    "So that the refusal above says something."
+    made = tmp_path / "made"
+    kernel = page.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
+    page.page.evaluate(EXECUTE, [f"open({str(made)!r}, 'w').close()", kernel])
+    page.until(f"__import__('os').path.exists({str(made)!r})", True)
+
+
+@pytest.mark.parametrize("opened", [lab, voila])
+def test_the_notebook_explore(run, tmp_path, opened):
+    "As it is in the project, in a folder that has one run."
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    shutil.copytree(run, tmp_path / "papermill_runs" / "mine")
+    ready = {"ready": "canvas"} if opened is voila else {}
+    with opened(ROOT / "nbs" / "explore.ipynb", tmp_path, size=(1300, 1700), **ready) as page:
+        if opened is lab: page.run_all()
+        page.page.wait_for_selector("canvas")
+        time.sleep(2)
+        page.lasso(".datasel-scatter canvas", AROUND)
+        page.page.wait_for_selector(".datasel-card", timeout=20_000)
+        page.page.locator("button:has-text('Remove')").first.click()
+        page.page.wait_for_selector("text=saved in mine/decisions.csv")
+        assert len(read_decisions(tmp_path / "papermill_runs" / "mine" / "decisions.csv")) > 10
+        assert page.errors == [] and page.blocked == []

@@ -28,9 +28,9 @@ panel"""
 WATCHED = """() => {   // when the button was released, when the cards were drawn
     window.addEventListener("mouseup", () => { window.released = performance.now(); window.drawn = null; }, true);
     const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => { window.drawn = performance.now(); }));
-    new MutationObserver(drawn).observe(document.querySelector(".dswb-cards"), { childList: true });
+    new MutationObserver(drawn).observe(document.querySelector(".datasel-cards"), { childList: true });
 }"""
-MESSAGE, CARD = ".dswb-message", ".dswb-card"
+MESSAGE, CARD = ".datasel-message", ".datasel-card"
 
 
 def choose(page, title, option):
@@ -97,11 +97,11 @@ def test_a_second_explorer_only_looks(page, root):
     try:
         assert process.stdout.readline() == "has it\n"
         page.run_all()
-        page.page.wait_for_selector(f"{MESSAGE} div:has-text('another explorer decides about this run; here you can only look')")
+        page.page.wait_for_selector("div[role=status]:has-text('another explorer decides about this run')")
         page.do("panel.select([4])")
         page.page.wait_for_selector(CARD)
         page.page.locator(".jp-OutputArea button:has-text('Remove')").first.click()
-        page.page.wait_for_selector(f"{MESSAGE} div:has-text('close it, then open this one again')")
+        page.page.wait_for_selector(f"{MESSAGE} div:has-text('decisions.csv: another explorer decides about this run')")
         assert len(read_decisions(decided)) == 0 and page.value("len(panel.decisions)") == 0
         page.screenshot("second")
     finally: process.kill()
@@ -113,11 +113,11 @@ def test_sentences_are_cards_of_text(page, root):
     page.until("len(panel.records.frame)", len(frame))
     page.page.wait_for_selector("canvas")
     page.page.locator(".jp-OutputArea select[multiple]").select_option(["az"])
-    page.page.wait_for_selector(f"{CARD}.dswb-text")
+    page.page.wait_for_selector(f"{CARD}.datasel-text")
     rows = page.value("panel.selected.tolist()")
     assert rows == frame.index[frame.language == "az"].tolist()
     first = page.value("panel.chosen.order.tolist()")[0]
-    face = page.page.locator(".dswb-face").first
+    face = page.page.locator(".datasel-face").first
     assert face.inner_text() == f"{frame.source_text[first]}\n→ {frame.target_text[first]}"
     face.click()
     page.page.wait_for_selector(f"td:text-is('{frame.source_text[first]}')")
@@ -140,11 +140,11 @@ panel.close()""")
     page.run_all()
     page.page.wait_for_selector("canvas")
     page.do("panel.select(range(8))")
-    page.page.wait_for_function("document.querySelectorAll('.dswb-card').length == 8")
-    assert page.page.locator(".dswb-missing").count() == 2 and "2 of these pictures missing" in page.value("panel.chosen.about.value")
+    page.page.wait_for_function("document.querySelectorAll('.datasel-card').length == 8")
+    assert page.page.locator(".datasel-missing").count() == 2 and "2 of these pictures missing" in page.value("panel.chosen.about.value")
     assert page.page.locator(".datasel-scatter:has-text('1 row has no finite value and is not drawn.')").count() == 1
     page.screenshot("lost")
-    page.page.locator(".dswb-missing").first.click()
+    page.page.locator(".datasel-missing").first.click()
     page.page.wait_for_selector("i:has-text('no picture')")
 
 
@@ -162,7 +162,7 @@ def test_fifty_thousand_pictures(tmp_path):
             released = page.lasso(".datasel-scatter canvas", [(left, 0.2), (left + 0.3, 0.25), (left + 0.25, 0.8), (left - 0.05, 0.7)], steps=3)
             page.until("len(times) > 0", True)
             waits.append(page.value("times[0]") - released)
-            page.page.wait_for_function("() => window.drawn && document.querySelectorAll('.dswb-card').length == 60")
+            page.page.wait_for_function("() => window.drawn && document.querySelectorAll('.datasel-card').length == 60")
             grids.append(page.page.evaluate("(window.drawn - window.released) / 1000"))
             assert page.value("len(panel.selected)") > 1000
         page.screenshot("many")

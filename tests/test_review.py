@@ -86,7 +86,7 @@ def test_pictures_of_a_tree_are_its_files(tmp_path):
             folder = tmp_path / "tree" / part / str(int(digits.y[i]))
             folder.mkdir(parents=True, exist_ok=True)
             write_png(digits.x[i], str(folder / f"{i}.png"))
-    run = example_run(tmp_path / "runs", dataset=str(tmp_path / "tree"), n_train=50, dev_size=10, noise=0.2, steps=4, warmup_steps=0, batch_size=16, eval_every=4, save_every=4, log_every=2, model="tiny_resnet")
+    run = example_run(tmp_path / "runs", dataset=str(tmp_path / "tree"), n_train=40, dev_size=10, noise=0.2, steps=4, warmup_steps=0, batch_size=16, eval_every=4, save_every=4, log_every=2, model="tiny_resnet")
     records = read_training(run)
     assert add_pictures(records) == ""
     train = load_data(settings_of(run).data).train
@@ -94,6 +94,42 @@ def test_pictures_of_a_tree_are_its_files(tmp_path):
     gone = Path(os.fsdecode(records.pictures.files[3]))
     gone.unlink()
     assert [x is None for x in records.pictures.take([2, 3])] == [False, True]
+    opened = read_training(run)                      # also when it is opened after the loss: no other picture takes the place
+    assert add_pictures(opened) == "" and [x is None for x in opened.pictures.take([2, 3])] == [False, True]
+    assert torch.equal(torch.stack(opened.pictures.take([2, 4, 39])), train.x[[2, 4, 39]])
+    with pytest.raises(ValueError, match="has no longer the files of the training"): opened.train
+    (run / "decisions.csv").write_text(f"source,action\n{opened.frame.source[7]},remove\n")
+    with pytest.raises(ValueError, match="has no longer the files of the training"): retrain(run, run / "decisions.csv")
+
+
+def test_a_decided_run_keeps_its_data_whatever_becomes_of_the_file(run, root, tmp_path):
+    frame, file = read_training(run).frame, tmp_path / "decisions.csv"
+    Decisions(file).decide("relabel", frame.source[:3], frame["class"][:3], ["1", "2", "3"])
+    retrain(run, file)
+    edited = read_training(root / edited_name(run, file, 0))
+    labels = edited.frame["class"].tolist()
+    assert labels[:3] == ["1", "2", "3"]
+    file.write_text(f"source,action\n{frame.source[9]},remove\n")
+    assert [edited.train.classes[y] for y in edited.train.y] == labels
+    again = Decisions(edited.run / "decisions.csv", start=edited.run / "decisions_applied.csv")
+    assert read_decisions(again.path).source.tolist() == frame.source[:3].tolist()      # written at once
+    again.decide("", frame.source[:1])
+    again.decide("remove", frame.source[:1], edited.frame["class"][:1])
+    assert again.rows[frame.source[0]]["was"] == frame["class"][0]                      # before any decision, not after the first
+    retrain(edited.run, again.path)
+
+
+def test_what_cannot_be_written_is_not_decided(tmp_path, monkeypatch):
+    from datasel_wb import review
+    d = Decisions(tmp_path / "decisions.csv")
+    d.decide("remove", [1])
+    def full(*_): raise OSError(28, "No space left on device")
+    with monkeypatch.context() as m:
+        m.setattr(review, "write_atomic", full)
+        with pytest.raises(OSError): d.decide("remove", [2])
+    assert list(d.rows) == [1] and read_decisions(d.path).source.tolist() == [1]
+    d.undo()
+    assert not d.rows
 
 
 def test_folders_that_are_no_run(run, tmp_path):

@@ -20,6 +20,8 @@ from datasel_wb.data import DataRecipe, load_data
 from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.selectors import Uniform
 from datasel_wb.trainer import Eager, Live, MetricLog, Recipe, Training, fit, write_frame
+from small_runs import translation_run
+
 from datasel_wb.watch import LiveView, alive, curve_points, look, read_rows
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=10, eval_every=20, save_every=20)
@@ -324,3 +326,11 @@ def test_costly_looks_become_rare(tmp_path, monkeypatch):
     view.close()
     pauses = np.diff(looks)
     assert len(looks) >= 2 and pauses.min() >= 1.0
+
+
+def test_a_translation_shows_its_bleu(tmp_path):
+    run = translation_run(tmp_path)
+    view = LiveView(run / "uniform-0")
+    assert view.state.phase == "done" and {p["panel"] for p in view.chart.rows} == {"loss", "metric"} and '"BLEU"' in json.dumps(view.chart.spec)
+    assert "BLEU" in LiveView(run).others.value and "language" not in view.others.value
+    assert view.ends.value.count("<b>") == 2 and "(az" in view.ends.value     # the highest and the lowest losses, with their languages
