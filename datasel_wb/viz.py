@@ -11,11 +11,11 @@ __all__ = ['BLUE', 'VERMILLION', 'GREY', 'COLOURS', 'WIDTH', 'HEIGHT', 'MAX_ROWS
            'language_lines', 'similarity_map', 'Picture', 'image_grid', 'ranked_images', 'data_picture', 'comparison',
            'accuracy_against_cost', 'save_png']
 
-# %% ../nbs/12_viz.ipynb #cf4beb8e
+# %% ../nbs/12_viz.ipynb #a9f57b91
 import base64
 import io
 import json
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import altair as alt
@@ -59,12 +59,12 @@ def method_colours(
     look = {n: (COLOURS[i % 6], [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2]][i // 6 % 4]) for i, n in enumerate(others)}
     return ({"uniform": (GREY, [1, 0])} if "uniform" in names else {}) | look
 
-# %% ../nbs/12_viz.ipynb #4feef651
-def _encode(image: Image.Image, limit: int | None) -> bytes:
+# %% ../nbs/12_viz.ipynb #7803496f
+def _encode(image: Image.Image, limit: int | None = None, optimize: bool = True) -> bytes:
     "The image as PNG, with 256 colours where it would be longer than `limit` bytes."
     def save(im):
         out = io.BytesIO()
-        im.save(out, "PNG", optimize=True)
+        im.save(out, "PNG", optimize=optimize)
         return out.getvalue()
     full = save(image)
     if limit is None or len(full) <= limit: return full
@@ -138,7 +138,7 @@ async function render({ model, el }) {
     await brush();
     if (spec.params?.some(p => p.name === "brush")) made.view.addSignalListener("brush", lodashDebounce(brushed, 30, { maxWait: 30 }));
   };
-  const refill = () => made.view.data("rows", structuredClone(model.get("rows"))).runAsync();
+  const refill = () => made.view.data("rows", structuredClone(model.get("rows"))).resize().runAsync();
   const acts = Object.entries({ spec: draw, rows: refill, interval: brush }).map(([name, act]) =>
     [`change:${name}`, () => { turn = turn.then(act).catch(e => console.error(e)); }]);   // one after the other
   for (const [event, act] of acts) model.on(event, act);
@@ -903,7 +903,7 @@ def similarity_map(
     outline = alt.Chart(pd.DataFrame({"row": [highlight]})).mark_rect(filled=False, stroke=VERMILLION, strokeWidth=3)
     return alt.layer(cells, *texts, outline.encode(y="row:N"))
 
-# %% ../nbs/12_viz.ipynb #82731035
+# %% ../nbs/12_viz.ipynb #0a63c26e
 class Picture:
     "A PNG that shows itself in notebooks, sharp on fine screens, with alternative text."
     def __init__(
@@ -912,7 +912,14 @@ class Picture:
         alt: str,               # what it shows, in words
         limit: int = 100_000,   # bytes above which colours are reduced to 256
     ):
-        self.png, self.alt, self.width, self.height = _encode(image, limit), alt, image.width // 2, image.height // 2
+        self.image, self.alt, self.limit, self.width, self.height = image, alt, limit, image.width // 2, image.height // 2
+
+    @cached_property
+    def png(self) -> bytes: return _encode(self.image, self.limit)
+    @property
+    def url(self) -> str:
+        "For the `src` of an image in HTML that soon gives way to another: quickly made, and longer."
+        return "data:image/png;base64," + base64.b64encode(_encode(self.image, optimize=False)).decode()
 
     def __repr__(self): return f"<picture: {self.alt}>"
 

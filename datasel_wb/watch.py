@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SILENT', 'RESULTS', 'SPLITS', 'LOOKS', 'State', 'read_rows', 'alive', 'look', 'curve_points', 'LiveView']
 
-# %% ../nbs/12_watch.ipynb #fd3b5370
-import base64
+# %% ../nbs/12_watch.ipynb #b9bb4747
 import html
 import io
 import json
@@ -207,7 +206,7 @@ def curve_points(
     return pd.concat(parts)[["panel", "line", "step", "value"]].to_dict("records") if parts else []
 
 def _curves(metric: str) -> alt.HConcatChart:
-    "Both panels of the dataset `rows`; its canvas does not grow, so there is some room at the right."
+    "Both panels of the dataset `rows`."
     colour = alt.Color("line:N", title=None, scale=alt.Scale(domain=list(SPLITS), range=list(SPLITS.values())),
                        legend=alt.Legend(symbolType="stroke", symbolSize=250))
     def panel(name, title):
@@ -215,8 +214,7 @@ def _curves(metric: str) -> alt.HConcatChart:
         return base.mark_line(strokeWidth=2, point={"size": 14}).encode(
             x=alt.X("step:Q", title=viz.X_TITLES["step"], scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)), color=colour,
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(minExtent=36)), tooltip=["line:N", "step:Q", alt.Tooltip("value:Q", format=".4~g")])
-    return alt.hconcat(panel("loss", viz.Y_TITLES["loss"]), panel("metric", viz.Y_TITLES[metric]), data=alt.NamedData("rows"),
-                       padding={"left": 5, "top": 5, "right": 40, "bottom": 5})
+    return alt.hconcat(panel("loss", viz.Y_TITLES["loss"]), panel("metric", viz.Y_TITLES[metric]), data=alt.NamedData("rows"))
 
 # %% ../nbs/12_watch.ipynb #30ac531e
 LOOKS = {"running": "info", "done": "success", "failed": "danger", "gone": "danger", "stopped": "warning"}
@@ -249,8 +247,7 @@ def _examples_html(
         ids = torch.tensor([e["id"] for e in found])
         if int(ids.max()) >= len(split): raise ValueError(f"split: has {len(split):,} examples, the training has id {int(ids.max())}")
         picture = viz.image_grid(split.take(ids).x, [f"{label}\n{e['value']:.3g}" for e, label in zip(found, labels)])
-        png = base64.b64encode(picture.png).decode()
-        shown = f"<img src='data:image/png;base64,{png}' width='{picture.width}' height='{picture.height}' title='{shown}' alt='{shown}'>"
+        shown = f"<img src='{picture.url}' width='{picture.width}' height='{picture.height}' title='{shown}' alt='{shown}'>"
     return f"<div style='line-height: 1.4'>{title}<br>{shown}</div>"
 
 # %% ../nbs/12_watch.ipynb #6193ee1b
@@ -258,10 +255,10 @@ class LiveView(widgets.VBox):
     "Shows how a training or a run goes, from its folder; `close()` ends it, and so does the end of the training."
     def __init__(self,
         folder,               # of a training, or of a run; it need not exist yet
-        every: float = 1.0,   # seconds between looks; more where looks are costly, so that they take at most 2% of a core
+        every: float = 1.0,   # seconds between looks; more where looks are costly, so that they take at most 1% of a core
         split=None,           # the training split, for pictures of the examples
     ):
-        self.over, self.drawn, self.stamp = threading.Event(), None, None
+        self.over, self.metric, self.stamp = threading.Event(), "loss", None
         check("positive", every=every)
         if split is not None: viz.image_grid(split.take(torch.tensor([0])).x)   # says what is wrong with it
         self.folder, self.every, self.split, self.state = Path(folder), every, split, None
@@ -279,7 +276,7 @@ class LiveView(widgets.VBox):
         while not self.over.wait(pause):
             clock = time.thread_time()
             self.update()
-            pause = max(self.every, 50 * (time.thread_time() - clock))   # at most 2% of a core, whoever else needs it
+            pause = max(self.every, 100 * (time.thread_time() - clock))   # at most 1% of a core, whoever else needs it
 
     def close(self) -> None:
         "End the thread and take the view away."
@@ -294,20 +291,19 @@ def _update(self) -> None:
     try:
         stamp = tuple(_changed(self.folder / n) for n in ("live.json", "result.json", "examples.parquet")), tuple(_trainings(self.folder).items())
         if stamp == self.stamp and time.time() - self.looked < 5: return
-        self.stamp, self.looked, before, self.state = stamp, time.time(), self.state, look(self.folder)
-        self._show(self.state, before is None or before.phase != self.state.phase)
+        self.stamp, self.looked, self.state = stamp, time.time(), look(self.folder)
+        self._show(self.state)
     except Exception as e: self.others.value = html.escape(f"this cannot be shown: {e}")
     if self.state and self.state.phase == "done": self.over.set()
 
-def _show(self, s: State, turned: bool) -> None:
-    "Put a state into the widgets; a chart with a new line, or of a training that began or ended, is sent whole."
+def _show(self, s: State) -> None:
+    "Put a state into the widgets."
     self.head.value, self.others.value = _headline(s), _finished(s.finished)
     self.bar.value, self.bar.bar_style = s.step / s.steps if s.steps else 0, LOOKS.get(s.phase, "")
     points, metric = curve_points(s.rows), _metric(s.rows)
-    drawn = {(metric, p["panel"], p["line"]) for p in points}
-    if points and (turned or drawn != self.drawn): self.chart.draw(_curves(metric), points)
-    elif points: self.chart.rows = points
-    self.drawn = drawn
+    if metric != self.metric: self.chart.draw(_curves(metric), points)
+    else: self.chart.rows = points
+    self.metric = metric
     boxes = [self.head, self.bar, *([self.chart] if points else []), self.ends, self.others]
     if list(self.children) != boxes: self.children = boxes
     unit = {"weight": "weight, uniform = 1", "loss": "loss, nats"}.get(s.by)
