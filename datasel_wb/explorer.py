@@ -420,7 +420,7 @@ class Explorer(W.VBox):
         "Offer the runs below `root`, and open one."
         if source is not None and (Path(source) / "recipe.json").exists(): self.root = Path(source).resolve().parent
         names = find_runs(self.root)
-        name = (self.root / source).resolve().name if source is not None else next(iter(names), None)
+        name = Path(source).resolve().name if source is not None else next(iter(names), None)
         self.wish = training
         if name is None: return self.say(f"there is no run in {self.root.name}/ yet: train one, for example with make run", wrong=True)
         _offer(self.run, names if name in names else [name, *names], name)

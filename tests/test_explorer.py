@@ -112,6 +112,14 @@ def test_what_nobody_foresaw_is_said(panel, root, tmp_path):
     odd.close()
 
 
+def test_a_run_is_found_by_name_by_path_and_from_within(root, monkeypatch):
+    monkeypatch.chdir(root / "two")
+    for source, given in (("two", {"root": root}), (root / "two", {}), (".", {})):
+        panel = Explorer(source, **given)
+        assert panel.records.run == root / "two"
+        panel.close()
+
+
 def test_a_training_that_is_not_there_is_named(root):
     panel = Explorer("one", training="uniform-7", root=root)
     assert "training = &#x27;uniform-7&#x27;: must be one of uniform-0" in panel.message.value and panel.records is None
