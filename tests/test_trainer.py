@@ -216,7 +216,9 @@ def test_killed_while_writing(tmp_path):
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.1 + rng.uniform(0, 0.15))
+        newest = lambda: max((entry["step"] for entry in (Checkpoints(tmp_path, write=False).manifest or {}).get("saved", [])), default=0)
+        while newest() <= reached: time.sleep(0.01)                              # a busy machine takes its time
+        time.sleep(rng.uniform(0, 0.15))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
