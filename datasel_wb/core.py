@@ -6,7 +6,7 @@
 __all__ = ['ALIGN', 'RULES', 'Batch', 'per_example_loss', 'evaluating', 'align', 'seeded', 'Collectives', 'start_momentum',
            'setting', 'check_settings', 'check', 'check_ids', 'suggest']
 
-# %% ../nbs/00_core.ipynb #3bca72a7
+# %% ../nbs/00_core.ipynb #be9f06e5
 import difflib
 import hashlib
 import math

@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'Net', 'conv_bn', 'Pool', 'small_cnn', 'resnet18', 'resnet18_imagenet', 'resnet50', 'PreactBlock', 'wrn28',
            'Residual', 'tiny_resnet', 'small_resnet', 'classifier', 'features_and_logits', 'Slim', 'make_model']
 
-# %% ../nbs/02_models.ipynb #8f6294c4
+# %% ../nbs/02_models.ipynb #67cb0559
 import copy
 
 import torch

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['DDS_RECIPES', 'DATA_PARAMETERS_RECIPES', 'FORGETTING_RECIPES', 'DYNAMS_RECIPES', 'AT_THE_END', 'ON_SCORES',
-           'ON_UNIFORM', 'METHODS', 'COMPARE_RECIPES', 'NMT_RECIPES', 'NMT_METHODS', 'RemovalRecipe', 'CompareRecipe',
-           'order_of', 'scores_of', 'recipe_for', 'check_methods', 'train_method', 'detection', 'LanguageRecipe',
-           'train_translation', 'check_languages']
+           'ON_UNIFORM', 'METHODS', 'COMPARE_RECIPES', 'listed', 'RemovalRecipe', 'CompareRecipe', 'order_of',
+           'scores_of', 'recipe_for', 'check_methods', 'train_method', 'detection']
 
-# %% ../nbs/11_recipes.ipynb #2c479bdd
+# %% ../nbs/11_recipes.ipynb #3d9985d1
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +18,17 @@ import torch
 from torch import Tensor
 
 from .core import check_settings, setting, suggest
-from .data import DataRecipe, Splits, make_augment
-from .dynamics import SCORES, grand, last_layer_grad_norm, noise_auroc, rank
+from .datasets import make_augment
+from .examples import Splits
+from .loop import Recipe, Training
 from .models import features_and_logits
-from .nmt import TCS, CorpusRecipe, LanguageDDS, Languages, LanguageSampler, NMTRecipe, Text, Translation, similarity
-from .scorer import DDSSettings, Scorer
-from .selectors import RS2, DynaMSRecipe, InfoBatch, Prune, Selector, Uniform
-from .trainer import Recipe, Training, fit
-from .weighting import SPCL, BatchWeight, DataParametersRecipe, MentorNet
+from .report import Report
+from .scorer import Scorer
+from .scores import SCORES, grand, last_layer_grad_norm, noise_auroc, rank
+from .selectors import RS2, InfoBatch, Prune, Uniform
+from .trainer import fit
+from .weighting import SPCL, BatchWeight, MentorNet
+from .names import moved
 
 # %% ../nbs/11_recipes.ipynb #54ecd767
 _PUBLISHED = dict(
@@ -75,7 +77,7 @@ DATA_PARAMETERS_RECIPES = {
 }
 
 # %% ../nbs/11_recipes.ipynb #5ad82522
-def _list(text: str, name: str, kind=str) -> list:
+def listed(text: str, name: str, kind=str) -> list:
     "A comma-separated setting. `ValueError` when it is empty or not of a kind."
     try: values = [kind(s.strip()) for s in text.split(",") if s.strip()]
     except ValueError: values = []
@@ -97,11 +99,11 @@ class RemovalRecipe:
 
     def orders(self) -> list:
         "The names of the scores."
-        return _list(self.scores, "scores")
+        return listed(self.scores, "scores")
 
     def counts(self, n: int, batch_size: int = 1) -> list:
         "How many of n examples each step of the sweep removes. `ValueError` where that leaves less than a batch."
-        counts = [round(v * n) if v < 1 else int(v) for v in _list(self.remove, "remove", float)]
+        counts = [round(v * n) if v < 1 else int(v) for v in listed(self.remove, "remove", float)]
         most = n - max(self.keep_lowest_n, batch_size)
         if wrong := [c for c in counts if not 0 < c <= most]:
             raise ValueError(f"remove = {self.remove!r}: {wrong[0]} must lie in 1..{most} for {n} examples, keep_lowest_n = {self.keep_lowest_n} "
@@ -162,7 +164,7 @@ class CompareRecipe:
 
     def names(self) -> list:
         "The methods, the three that are always in first. `ValueError` on an unknown one."
-        asked = list(METHODS) if self.methods == "all" else _list(self.methods, "methods")
+        asked = list(METHODS) if self.methods == "all" else listed(self.methods, "methods")
         for name in asked:
             if name not in METHODS: raise ValueError(f"methods = {self.methods!r}: {suggest(name, METHODS)}")
         return list(dict.fromkeys(["uniform", "uniform-short", "rs2", *asked]))
@@ -248,7 +250,8 @@ def detection(training: Training) -> float:
     "AUROC of a method's own opinion of the examples (its score, or else its mean weights) against the known noise; NaN without."
     noisy = training.data.train.noisy
     if noisy is None: return float("nan")
-    if scores := training.scores(): return training.finds_noise(*next(iter(scores.items())))
+    report = training.report or Report(training)
+    if scores := report.scores(): return report.finds_noise(*next(iter(scores.items())))
     weight = torch.tensor(training.dynamics.table()["weight_mean"].to_numpy())
     return noise_auroc(weight, noisy) if weight.nan_to_num(1).std() > 0 else float("nan")
 
@@ -265,92 +268,5 @@ COMPARE_RECIPES = {
         log_every=16, eval_every=64, save_every=1000),
 }
 
-# %% ../nbs/11_recipes.ipynb #20e82214
-NMT_RECIPES = {
-    "ted": dict(
-        corpus="./ted", lang="aze", target="eng", low=0, high=0, dev_size=0, test_size=0, source_vocab=8000, target_vocab=8000, max_length=200,
-        buckets=16, embed=128, hidden=512, dropout=0.3, words=1500, lr=1e-3, steps=200_000, beam=5, block=20_000, updates=100, language_lr=1e-4,
-        language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50, eval_every=2500, save_every=2500, seeds=4),
-    "multi30k": dict(
-        corpus="multi30k", lang="cs", related="de", low=2000, high=12_000, overlap=0.5, dev_size=300, test_size=0, source_vocab=4000,
-        target_vocab=2000, max_length=40, buckets=5, embed=64, hidden=128, dropout=0.2, words=1000, lr=3e-3, warmup_steps=50, schedule="cosine",
-        steps=1000, beam=5, block=4000, tau=0.1, language_lr=3e-4, updates=100, alpha1=0.9, alpha2=0.1, gradient_batches=4, log_every=50,
-        eval_every=250, save_every=500, seeds=3),
-    "quick": dict(
-        corpus="numbers", lang="az", low=50, high=2000, overlap=0.5, dev_size=100, test_size=300, source_vocab=400, target_vocab=60,
-        max_length=40, embed=32, hidden=64, dropout=0.1, words=1000, lr=3e-3, steps=500, beam=5, block=3500, tau=0.1, language_lr=3e-4,
-        updates=100, alpha1=0.9, alpha2=0.1, gradient_batches=2, log_every=20, eval_every=100, save_every=250),
-}
-
-# %% ../nbs/11_recipes.ipynb #93abe0b6
-@dataclass(frozen=True)
-class LanguageRecipe:
-    "Which methods choose the source languages, and how."
-    method: str = setting("all", "names, comma-separated, or all; uniform is always in")
-    tau: float = setting(0.01, "TCS: temperature; 0: the most similar language alone", "natural")
-    ngram: int = setting(4, "similarity: characters of an n-gram, at most", "positive")
-    ngram_top: int = setting(10_000, "similarity: n-grams kept per language, the most frequent; 0: all", "natural")
-    block: int = setting(20_000, "K, target sentences drawn at a time, between updates of DDS; all of them where there are fewer", "positive")
-    updates: int = setting(100, "E, DDS: updates after a block", "positive")
-    language_lr: float = setting(1e-4, "DDS: learning rate of its scorer, Adam", "positive")
-    language_batch: int = setting(160, "B, DDS: target sentences per update", "positive")
-    alpha1: float = setting(0.5, "DDS: what an average of gradients keeps", "share")
-    alpha2: float = setting(0.5, "DDS: what a new gradient adds to it", "positive")
-    gradient_batches: int = setting(4, "DDS: batches per language and block for its gradient", "positive")
-    reward: str = setting("cosine", "DDS: inner product or cosine of the averages", LanguageDDS.REWARDS)
-    reward_scale: float = setting(0.01, "DDS: factor on the rewards; Adam hardly minds it", "positive")
-    projection: int = setting(0, "DDS: numbers that an average is projected to; 0: exact", "natural")
-    spcl_start: float = setting(0.5, "SPCL: quantile of the losses at the beginning", "fraction")
-    spcl_until: float = setting(0.8, "SPCL: share of the steps after which all pairs are in", "fraction")
-    def __post_init__(self):
-        check_settings(self)
-        self.names()
-
-    def names(self) -> list:
-        "The methods, uniform first. `ValueError` on an unknown one."
-        asked = list(NMT_METHODS) if self.method == "all" else _list(self.method, "method")
-        for name in asked:
-            if name not in NMT_METHODS: raise ValueError(f"method = {self.method!r}: {suggest(name, NMT_METHODS)}")
-        return list(dict.fromkeys(["uniform", *asked]))
-
-    def dds(self, lang: str, start: TCS | None = None) -> LanguageDDS:
-        "DDS over languages with these settings."
-        return LanguageDDS(lang, self.block, self.updates, self.language_lr, self.language_batch, (self.alpha1, self.alpha2),
-                           self.gradient_batches, self.reward, self.reward_scale, self.projection, start)
-
-# %% ../nbs/11_recipes.ipynb #670fb4c1
-def _related(s, alike):
-    near, others = s.data.relative(), [k for k in alike.index if k != s.data.lang]
-    if near not in others:
-        raise ValueError(f"related = {near or ''!r}: must name the relative of {s.data.lang!r}, one of {', '.join(others)}; or leave the method related out")
-    return Languages((s.data.lang, near))
-
-def _tcs(s, alike): return TCS(alike.loc[s.data.lang].to_dict(), s.languages.tau, s.languages.block)
-
-NMT_METHODS = {   # name -> (settings, similarity of the languages) -> Selector
-    "uniform": lambda s, alike: Uniform(),
-    "related": _related,
-    "spcl": lambda s, alike: SPCL(s.languages.spcl_start, s.languages.spcl_until),
-    "targets": lambda s, alike: LanguageSampler(s.languages.block),
-    "tcs": _tcs,
-    "dds": lambda s, alike: s.languages.dds(s.data.lang),
-    "tcs_dds": lambda s, alike: s.languages.dds(s.data.lang, _tcs(s, alike)),
-}
-
-# %% ../nbs/11_recipes.ipynb #11456c0b
-def train_translation(
-    name: str,                  # a key of `NMT_METHODS`
-    settings: SimpleNamespace,  # with the parts data (a `CorpusRecipe`), train (an `NMTRecipe`) and languages
-    text: Text,
-    alike: pd.DataFrame,        # similarity of the languages
-    seed: int,
-    folder: Path,               # of the run; the training goes to `<name>-<seed>` below it
-) -> Translation:
-    "Train one method with one seed, from its newest checkpoint when it has one."
-    return fit(settings.train, text, NMT_METHODS[name](settings, alike), seed, Path(folder) / f"{name}-{seed}", kind=Translation, label=f"{name} {seed}")
-
-def check_languages(settings: SimpleNamespace, text: Text, alike: pd.DataFrame) -> None:
-    "Bind every method once before anything is trained. `ValueError` with the first problem."
-    for name in settings.languages.names():
-        try: Translation(settings.train, text, NMT_METHODS[name](settings, alike))
-        except ValueError as e: raise ValueError(f"{name}: {e}") from None
+# %% ../nbs/11_recipes.ipynb #49b0c577
+__getattr__ = moved("recipes")   # names that went to other rooms, for one version

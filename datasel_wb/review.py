@@ -8,9 +8,8 @@ __all__ = ['EXAMPLE', 'PLAIN', 'EMBEDDINGS', 'example_run', 'read_settings', 'se
            'add_pictures', 'ask_model', 'Decisions', 'edited_name', 'seed_of', 'retrain', 'Retraining', 'final',
            'before_and_after']
 
-# %% ../nbs/12_review.ipynb #ef3ded18
+# %% ../nbs/12_review.ipynb #1d60c5ce
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -25,16 +24,20 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 from sklearn.decomposition import PCA
 
-from .data import (ACTIONS, DECISIONS, DataRecipe, Split, Splits, apply_decisions, eval_batches, load_data,
-                             make_augment, read_decisions, read_image)
+from .checkpoints import write_atomic
+from .corpus import CorpusRecipe, load_corpus
+from .corruption import ACTIONS, DECISIONS, read_decisions
+from .datasets import DataRecipe, load_data, make_augment
+from .examples import Split, eval_batches
+from .images import read_image
+from .loop import Recipe, Training
 from .models import features_and_logits
-from .nmt import CorpusRecipe, NMTRecipe, Translation, load_corpus, prepare_text
 from .recipes import DDS_RECIPES
 from .runs import RunRecipe, begin, finish, project_root, record, resolve
-from .trainer import Recipe, Training, fit, saved_model, write_atomic
+from .trainer import fit, saved_model
+from .translation import NMTRecipe, Translation, prepare_text
 
 # %% ../nbs/12_review.ipynb #0682cb71
 EXAMPLE = dict(noise=0.4, dev_size=250, dev_from="rest", steps=160, history=30, log_every=20, eval_every=80, save_every=80)

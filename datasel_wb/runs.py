@@ -6,7 +6,7 @@
 __all__ = ['RESULTS', 'RunRecipe', 'resolve', 'project_root', 'commit', 'Run', 'open_run', 'begin', 'record', 'results', 'finish',
            'read_results', 'table', 'plus_minus', 'show_results', 'results_text', 'wants_run_folder', 'papermill_main']
 
-# %% ../nbs/11_runs.ipynb #8a48f7da
+# %% ../nbs/11_runs.ipynb #93762aad
 import atexit
 import hashlib
 import json
@@ -29,10 +29,14 @@ import psutil
 from filelock import FileLock, Timeout
 
 import datasel_wb
-from . import tpu_trainer   # its engines for XLA and torchrun
+from . import tpu_trainer
+from .backends import make_backend
+from .checkpoints import write_atomic, write_frame
 from .core import Collectives, check_settings, setting, suggest
-from .data import Splits, changed_labels
-from .trainer import PLACE, Preemption, Training, make_backend, write_atomic, write_frame
+from .corruption import changed_labels
+from .examples import Splits
+from .loop import PLACE, Training
+from .trainer import Preemption
 
 # %% ../nbs/11_runs.ipynb #8326e44f
 @dataclass(frozen=True)

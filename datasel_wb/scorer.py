@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scorer', 'log_probabilities', 'DDS', 'DDSSettings', 'DDSRecipe']
 
-# %% ../nbs/07_scorer.ipynb #7e8c0441
+# %% ../nbs/07_scorer.ipynb #8afe0d90
 import copy
 import math
 from dataclasses import dataclass

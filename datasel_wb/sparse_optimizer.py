@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SparseSGD']
 
-# %% ../nbs/03_sparse_optimizer.ipynb #528a180a
+# %% ../nbs/03_sparse_optimizer.ipynb #5efd8151
 import math
 
 import torch

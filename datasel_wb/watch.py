@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SILENT', 'RESULTS', 'SPLITS', 'LOOKS', 'State', 'read_rows', 'alive', 'look', 'curve_points', 'LiveView']
 
-# %% ../nbs/12_watch.ipynb #b9bb4747
+# %% ../nbs/12_watch.ipynb #1bbadaa1
 import html
 import io
 import json
@@ -23,10 +23,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from fastcore.basics import patch
 
-from . import viz
+from . import chart_base, pictures
 from .core import check
-from .trainer import MetricLog
+from .report import MetricLog
 
 # %% ../nbs/12_watch.ipynb #598d00d1
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def look(
     return State("waiting", f"{folder} does not exist yet")
 
 # %% ../nbs/12_watch.ipynb #2ef4502e
-SPLITS = {"train": viz.BLUE, "dev": viz.VERMILLION, "test": "#009E73"}
+SPLITS = {"train": chart_base.BLUE, "dev": chart_base.VERMILLION, "test": "#009E73"}
 
 def curve_points(
     rows: pd.DataFrame,   # of the log
@@ -212,9 +213,9 @@ def _curves(metric: str) -> alt.HConcatChart:
     def panel(name, title):
         base = alt.Chart(width=290, height=170).transform_filter(alt.datum.panel == name)
         return base.mark_line(strokeWidth=2, point={"size": 14}).encode(
-            x=alt.X("step:Q", title=viz.X_TITLES["step"], scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)), color=colour,
+            x=alt.X("step:Q", title=chart_base.X_TITLES["step"], scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)), color=colour,
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(minExtent=36)), tooltip=["line:N", "step:Q", alt.Tooltip("value:Q", format=".4~g")])
-    return alt.hconcat(panel("loss", viz.Y_TITLES["loss"]), panel("metric", viz.Y_TITLES[metric]), data=alt.NamedData("rows"))
+    return alt.hconcat(panel("loss", chart_base.Y_TITLES["loss"]), panel("metric", chart_base.Y_TITLES[metric]), data=alt.NamedData("rows"))
 
 # %% ../nbs/12_watch.ipynb #30ac531e
 LOOKS = {"running": "info", "done": "success", "failed": "danger", "gone": "danger", "stopped": "warning"}
@@ -246,7 +247,7 @@ def _examples_html(
     if split is not None:
         ids = torch.tensor([e["id"] for e in found])
         if int(ids.max()) >= len(split): raise ValueError(f"split: has {len(split):,} examples, the training has id {int(ids.max())}")
-        picture = viz.image_grid(split.take(ids).x, [f"{label}\n{e['value']:.3g}" for e, label in zip(found, labels)])
+        picture = pictures.image_grid(split.take(ids).x, [f"{label}\n{e['value']:.3g}" for e, label in zip(found, labels)])
         shown = f"<img src='{picture.url}' width='{picture.width}' height='{picture.height}' title='{shown}' alt='{shown}'>"
     return f"<div style='line-height: 1.4'>{title}<br>{shown}</div>"
 
@@ -260,11 +261,11 @@ class LiveView(widgets.VBox):
     ):
         self.over, self.metric, self.stamp = threading.Event(), "loss", None
         check("positive", every=every)
-        if split is not None: viz.image_grid(split.take(torch.tensor([0])).x)   # says what is wrong with it
+        if split is not None: pictures.image_grid(split.take(torch.tensor([0])).x)   # says what is wrong with it
         self.folder, self.every, self.split, self.state = Path(folder), every, split, None
         self.head, self.ends, self.others = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.bar = widgets.FloatProgress(max=1, layout=widgets.Layout(width="99%", height="14px"))
-        self.chart = viz.LiveChart(_curves("loss"))   # shown with its first points
+        self.chart = chart_base.LiveChart(_curves("loss"))   # shown with its first points
         super().__init__([self.head, self.bar, self.ends, self.others])
         self.add_class("datasel-live")
         self.update()
@@ -286,7 +287,8 @@ class LiveView(widgets.VBox):
         super().close()
 
 # %% ../nbs/12_watch.ipynb #17fd25f1
-def _update(self) -> None:
+@patch
+def update(self: LiveView) -> None:
     "Look at the folder and show what changed; what cannot be shown is told."
     try:
         stamp = tuple(_changed(self.folder / n) for n in ("live.json", "result.json", "examples.parquet")), tuple(_trainings(self.folder).items())
@@ -296,7 +298,8 @@ def _update(self) -> None:
     except Exception as e: self.others.value = html.escape(f"this cannot be shown: {e}")
     if self.state and self.state.phase == "done": self.over.set()
 
-def _show(self, s: State) -> None:
+@patch
+def _show(self: LiveView, s: State) -> None:
     "Put a state into the widgets."
     self.head.value, self.others.value = _headline(s), _finished(s.finished)
     self.bar.value, self.bar.bar_style = s.step / s.steps if s.steps else 0, LOOKS.get(s.phase, "")
@@ -310,5 +313,3 @@ def _show(self, s: State) -> None:
     word = {"weight": ("heaviest", "lightest")}.get(s.by, ("highest", "lowest"))
     self.ends.value = "".join(_examples_html(found, f"<b>{w}</b>, by {unit}, at the last presentation", self.split)
                               for w, found in zip(word, (s.highest, s.lowest)))
-
-LiveView.update, LiveView._show = _update, _show

@@ -6,7 +6,7 @@
 __all__ = ['Sigma', 'DataParameters', 'DataParametersRecipe', 'normalised', 'self_paced', 'SPCL', 'BatchWeight', 'Mentor',
            'MentorNet']
 
-# %% ../nbs/06_weighting.ipynb #b17feee8
+# %% ../nbs/06_weighting.ipynb #874955e6
 import math
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Batch, Collectives, check, check_settings, evaluating, seeded, setting, start_momentum
+from .core import Collectives, check, check_settings, evaluating, seeded, setting, start_momentum
 from .selectors import Selector
 from .sparse_optimizer import SparseSGD
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'palette', 'Scatter', 'Histogram']
 
-# %% ../nbs/12_widgets.ipynb #7279b01c
+# %% ../nbs/12_widgets.ipynb #858aaa9d
 import html
 
 import altair as alt
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from .viz import COLOURS, GREY, LiveChart
+from .chart_base import COLOURS, GREY, LiveChart
 
 # %% ../nbs/12_widgets.ipynb #8eef4370
 PALETTE = (*COLOURS, "#A55AFF", "#9A9A00", "#8C564B", GREY)   # the last four: more classes than six

@@ -1,7 +1,9 @@
 """A small translation training as the tests of engines make it: number words of four languages, a tiny LSTM, the methods that choose languages."""
 import warnings
 
-from datasel_wb.nmt import TCS, CorpusRecipe, LanguageDDS, NMTRecipe, load_corpus, prepare_text
+from datasel_wb.corpus import CorpusRecipe, load_corpus
+from datasel_wb.mixtures import TCS, LanguageDDS
+from datasel_wb.translation import NMTRecipe, prepare_text
 from datasel_wb.selectors import Uniform
 from datasel_wb.weighting import SPCL
 

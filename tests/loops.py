@@ -1,7 +1,7 @@
 """The bare loop that tests train a bound selector in."""
 import torch
 
-from datasel_wb.data import Loader
+from datasel_wb.examples import Loader
 
 
 def bare_loop(sel, epochs):

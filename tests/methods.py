@@ -1,7 +1,7 @@
 """Every method as the tests make it, for a training set of 1,047 digits; adding a method adds one row."""
 import torch
 
-from datasel_wb.data import DataRecipe, load_data
+from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.selectors import RS2, DynaMS, InfoBatch, Prune, Uniform

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from datasel_wb import tpu_trainer  # noqa: F401, has the engines
-from datasel_wb.nmt import Translation
-from datasel_wb.trainer import MetricLog, fit
+from datasel_wb.translation import Translation
+from datasel_wb.report import MetricLog
+from datasel_wb.trainer import fit
 from languages import METHODS, RECIPE, TEXT
 
 

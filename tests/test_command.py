@@ -21,9 +21,11 @@ import torch
 from PIL import Image
 
 from datasel_wb import recipes, runs
-from datasel_wb.data import DataRecipe, load_data
+from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.scorer import DDSRecipe
-from datasel_wb.trainer import Checkpoints, Recipe, Training, fit, saved_model
+from datasel_wb.checkpoints import Checkpoints
+from datasel_wb.loop import Recipe, Training
+from datasel_wb.trainer import fit, saved_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPERMILL, NOTEBOOK, HOME = ROOT / ".venv/bin/papermill", "nbs/run_dds.ipynb", ROOT / "papermill_runs"

@@ -19,9 +19,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment, _apply_op
 
 from datasel_wb.core import seeded
-from datasel_wb.data import (OPS, Augment, DataRecipe, Examples, FolderExamples, Loader, apply_changes, apply_decisions, changed_labels,
-                             crop_window, eval_batches, flip_labels, list_tree, load_data, load_digits_splits, load_image, load_images,
-                             noise_pixels, permute_pixels, randaugment, read_decisions, swap_images, thin_classes)
+from datasel_wb.corruption import (
+    apply_changes, apply_decisions, changed_labels, flip_labels, noise_pixels, permute_pixels, read_decisions,
+    swap_images, thin_classes)
+from datasel_wb.datasets import DataRecipe, load_data, load_digits_splits
+from datasel_wb.examples import Examples, Loader, eval_batches
+from datasel_wb.images import (
+    OPS, Augment, FolderExamples, crop_window, list_tree, load_image, load_images, randaugment)
 
 DIGITS, TEST = load_digits_splits()
 

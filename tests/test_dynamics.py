@@ -17,9 +17,10 @@ from torch import nn
 from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from datasel_wb import dynamics as D
+from datasel_wb import scores as S
 from datasel_wb.core import Batch, per_example_loss
-from datasel_wb.dynamics import Dynamics, History, merge_scores, noise_auroc, rank, read_stats_dict
+from datasel_wb.dynamics import Dynamics, History
+from datasel_wb.scores import merge_scores, noise_auroc, rank, read_stats_dict
 
 N, T, C = 1000, 15, 3
 
@@ -85,16 +86,16 @@ def fed(ragged):
 def test_functions_of_histories_equal_a_plain_count(ragged, name):
     shown, correct, losses = ragged
     expected = [row[name] for row in plain(ragged)]
-    assert getattr(D, name)(losses if name == "max_loss_increase" else correct).tolist() == expected
+    assert getattr(S, name)(losses if name == "max_loss_increase" else correct).tolist() == expected
     if name != "max_loss_increase":                                    # truth values and integers, nothing missing
         full = shown == T
         for kind in (torch.bool, torch.int64, torch.float64):
-            assert getattr(D, name)(correct[full].to(kind)).tolist() == [e for e, f in zip(expected, full) if f]
+            assert getattr(S, name)(correct[full].to(kind)).tolist() == [e for e, f in zip(expected, full) if f]
 
 
 def test_functions_of_empty_histories():
     none = torch.zeros(2, 0)
-    assert [getattr(D, f)(none).tolist() for f in count([], [])] == [[v] * 2 for v in count([], []).values()]
+    assert [getattr(S, f)(none).tolist() for f in count([], [])] == [[v] * 2 for v in count([], []).values()]
 
 
 @pytest.mark.parametrize("name", ["forgetting", "first_learned", "presentations_to_learn", "max_loss_increase", "unforgettable"])
@@ -271,7 +272,7 @@ def test_last_layer_norm_is_that_of_the_gradient(bias):
     def loss(theta, h, y): return F.cross_entropy(torch.func.functional_call(head, theta, (h[None],)), y[None])
     grads = vmap(grad(loss), (None, 0, 0))(theta, h, y)
     exact = torch.cat([v.flatten(1) for v in grads.values()], 1).norm(dim=1)
-    got = D.last_layer_grad_norm(head(h).detach(), h, y, bias=bias)
+    got = S.last_layer_grad_norm(head(h).detach(), h, y, bias=bias)
     assert ((got - exact).abs() / exact).max() <= 1e-12
 
 
@@ -279,8 +280,8 @@ def test_el2n_is_the_norm_of_the_gradient_by_the_logits():
     g = generator(9)
     z, y = 4 * torch.randn(64, 6, generator=g, dtype=torch.float64), torch.randint(6, (64,), generator=g)
     exact = vmap(grad(lambda z, y: F.cross_entropy(z[None], y[None])))(z, y).norm(dim=1)
-    assert ((D.el2n(z, y) - exact).abs() / exact).max() <= 1e-12
-    assert D.el2n(z.bfloat16(), y).dtype == torch.float32
+    assert ((S.el2n(z, y) - exact).abs() / exact).max() <= 1e-12
+    assert S.el2n(z.bfloat16(), y).dtype == torch.float32
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -291,7 +292,7 @@ def test_grand_equals_one_backward_pass_per_example(frozen):
     for _ in range(3): net(x)
     net[0].requires_grad_(not frozen)
     before = {k: t.clone() for k, t in net.state_dict().items()}
-    got = {chunk: D.grand(net, Batch(x, y, torch.arange(11)), chunk=chunk) for chunk in (1, 4, 64)}
+    got = {chunk: S.grand(net, Batch(x, y, torch.arange(11)), chunk=chunk) for chunk in (1, 4, 64)}
     assert net.training and all(p.grad is None for p in net.parameters())
     assert all(torch.equal(before[k], t) for k, t in net.state_dict().items())
     net.eval()

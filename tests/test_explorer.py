@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from small_runs import translation_run
 
-from datasel_wb import viz
-from datasel_wb.data import read_decisions
-from datasel_wb.explorer import Explorer, _loss_chart
+from datasel_wb import chart_base
+from datasel_wb.corruption import read_decisions
+from datasel_wb.cards import _loss_chart
+from datasel_wb.explorer import Explorer
 from datasel_wb.review import edited_name, example_run
 from datasel_wb.watch import _curves
 from datasel_wb.widgets import _bar_chart
@@ -162,7 +163,7 @@ def test_a_panel_that_is_closed_leaves_nothing(root):
 
 def test_what_the_small_charts_encode():
     curves = _curves("bleu").to_dict()
-    assert [p["encoding"]["y"]["title"] for p in curves["hconcat"]] == [viz.Y_TITLES["loss"], viz.Y_TITLES["bleu"]]
+    assert [p["encoding"]["y"]["title"] for p in curves["hconcat"]] == [chart_base.Y_TITLES["loss"], chart_base.Y_TITLES["bleu"]]
     assert [p["transform"] for p in curves["hconcat"]] == [[{"filter": f"(datum.panel === '{name}')"}] for name in ("loss", "metric")]
     assert curves["data"] == {"name": "rows"} and curves["hconcat"][0]["encoding"]["x"]["field"] == "step"
     bars = _bar_chart((-1.0, 3.0), "margin", (300, 100)).to_dict()

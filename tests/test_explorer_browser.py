@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from browser import ROOT, lab, notebook, voila
-from datasel_wb.data import read_decisions
+from datasel_wb.corruption import read_decisions
 from datasel_wb.review import edited_name, example_run, read_training
 
 PANEL = "panel = __import__('datasel_wb.explorer').explorer.Explorer({!r}); panel"

@@ -11,7 +11,7 @@ from browser import lab, notebook
 from PIL import Image
 from small_runs import translation_run
 
-from datasel_wb.data import read_decisions
+from datasel_wb.corruption import read_decisions
 from datasel_wb.review import Decisions, example_run, read_training
 
 CIFAR = Path(os.environ.get("DATASEL_DATA") or "/nowhere", "cifar10", "train")

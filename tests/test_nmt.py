@@ -18,12 +18,17 @@ import pytest
 import torch
 
 from datasel_wb.core import Collectives, seeded, start_momentum
-from datasel_wb.nmt import (BOS, EOS, NUMBERS, PAD, RELATED, TCS, CorpusRecipe, LanguageDDS, Languages, LanguageSampler, LanguageScorer, NMTRecipe,
-                            PairLoader, Pairs, Seq2Seq, Sketch, Translation, beam_search, corpus_loss, encode, gumbel, imitate, join_pairs,
-                            load_corpus, masked_log_softmax, ngrams, number_words, paired_bootstrap, prepare_text, sentence_loss, similarity,
-                            target_conditioned, train_pieces, translate, translation_scores)
+from datasel_wb.corpus import NUMBERS, RELATED, CorpusRecipe, join_pairs, load_corpus, number_words
+from datasel_wb.mixtures import (
+    TCS, LanguageDDS, LanguageSampler, LanguageScorer, Languages, Sketch, gumbel, imitate, masked_log_softmax,
+    ngrams, similarity, target_conditioned)
+from datasel_wb.translation import (
+    BOS, EOS, PAD, NMTRecipe, PairLoader, Pairs, Seq2Seq, Translation, beam_search, corpus_loss, encode,
+    paired_bootstrap, prepare_text, sentence_loss, train_pieces, translate, translation_scores)
 from datasel_wb.selectors import Task, Uniform
-from datasel_wb.trainer import Checkpoints, Eager, fit
+from datasel_wb.backends import Eager
+from datasel_wb.checkpoints import Checkpoints
+from datasel_wb.trainer import fit
 from datasel_wb.weighting import SPCL
 
 RECIPE = NMTRecipe(steps=24, warmup_steps=3, lr=5e-3, dropout=0.2, source_vocab=300, target_vocab=60, embed=8, hidden=12, words=400, log_every=4,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasel_wb.nmt import (NUMBERS, RELATED, CorpusRecipe, draw_numbers, find_places, join_pairs, load_corpus, n_candidates, number_words,
-                            pick, read_lines, share_targets)
+from datasel_wb.corpus import (
+    NUMBERS, RELATED, CorpusRecipe, draw_numbers, find_places, join_pairs, load_corpus, n_candidates, number_words,
+    pick, read_lines, share_targets)
 
 SIZES = dict(dev_size=0, test_size=0)
 

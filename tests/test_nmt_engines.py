@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasel_wb.trainer import Checkpoints
+from datasel_wb.checkpoints import Checkpoints
 from languages import METHODS
 from test_torchrun import TORCHRUN, end
 

@@ -12,13 +12,15 @@ import pandas as pd
 import papermill
 import pytest
 
-from datasel_wb import recipes, runs
-from datasel_wb.data import DataRecipe
-from datasel_wb.nmt import CorpusRecipe, NMTRecipe
-from datasel_wb.recipes import CompareRecipe, LanguageRecipe, RemovalRecipe
+from datasel_wb import language_recipes, recipes, runs
+from datasel_wb.datasets import DataRecipe
+from datasel_wb.corpus import CorpusRecipe
+from datasel_wb.translation import NMTRecipe
+from datasel_wb.language_recipes import LanguageRecipe
+from datasel_wb.recipes import CompareRecipe, RemovalRecipe
 from datasel_wb.scorer import DDSRecipe, DDSSettings
 from datasel_wb.selectors import DynaMSRecipe
-from datasel_wb.trainer import Recipe
+from datasel_wb.loop import Recipe
 from datasel_wb.weighting import DataParametersRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +30,7 @@ NOTEBOOKS = {   # notebook -> its recipes, what "auto" means with steps or epoch
     "run_forgetting": (recipes.FORGETTING_RECIPES, "cifar10-resnet18", dict(removal=RemovalRecipe)),
     "run_dynams": (recipes.DYNAMS_RECIPES, "cifar10-resnet18", dict(dynams=DynaMSRecipe)),
     "run_compare": (recipes.COMPARE_RECIPES, "cifar10-10k", dict(compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSSettings)),
-    "run_nmt": (recipes.NMT_RECIPES, "quick", dict(data=CorpusRecipe, train=NMTRecipe, languages=LanguageRecipe)),
+    "run_nmt": (language_recipes.NMT_RECIPES, "quick", dict(data=CorpusRecipe, train=NMTRecipe, languages=LanguageRecipe)),
 }
 
 

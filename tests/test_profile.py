@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasel_wb.data import Examples, Splits
+from datasel_wb.examples import Examples, Splits
 from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.selectors import DynaMS, Uniform
-from datasel_wb.tpu_trainer import CHIPS, PARTS, projected_hours, step_flops
-from datasel_wb.trainer import Recipe, Training
+from datasel_wb.profile import CHIPS, PARTS, projected_hours, step_flops
+from datasel_wb.loop import Recipe, Training
 from datasel_wb.weighting import BatchWeight, MentorNet
 from methods import DATA, METHODS
 

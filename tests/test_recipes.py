@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from datasel_wb import recipes, runs
-from datasel_wb.data import DataRecipe, load_data
-from datasel_wb.dynamics import SCORES
+from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.scores import SCORES
 from datasel_wb.models import small_cnn
 from datasel_wb.recipes import METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for, scores_of, train_method
 from datasel_wb.scorer import DDSRecipe, DDSSettings
 from datasel_wb.selectors import RS2, DynaMSRecipe, InfoBatch, Prune, Task
-from datasel_wb.trainer import Checkpoints, Recipe, Training, fit
+from datasel_wb.checkpoints import Checkpoints
+from datasel_wb.loop import Recipe, Training
+from datasel_wb.trainer import fit
 from datasel_wb.weighting import DataParametersRecipe
 
 PARTS = {

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from datasel_wb.data import DataRecipe, load_data, read_decisions
+from datasel_wb.corruption import read_decisions
+from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, ask_model, as_pictures, edited_name, example_run, find_runs,
                                read_training, retrain, settings_of, trainings_of)
 from datasel_wb.trainer import fit, saved_model

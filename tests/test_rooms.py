@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
-ROOMS = [re.sub(r"^\d\d_", "", n.stem) for n in NOTEBOOKS]
+TABLE = re.findall(r"^\| (\d\d_\w+) \| (\w+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)   # notebook and module, from the first floor up
+ROOMS = [room for _, room in TABLE]
 
 
 def project_imports(path: Path) -> set:
@@ -22,8 +22,13 @@ def project_imports(path: Path) -> set:
 
 def test_the_reader_of_imports_sees_them(tmp_path):
     file = tmp_path / "m.py"
-    file.write_text("from .core import Batch\nfrom datasel_wb import data\nimport datasel_wb.runs\ndef f():\n    from . import viz\n")
-    assert project_imports(file) == {"core", "data", "runs", "viz"}
+    file.write_text("from .core import Batch\nfrom datasel_wb import images\nimport datasel_wb.runs\ndef f():\n    from . import charts\n")
+    assert project_imports(file) == {"core", "images", "runs", "charts"}
+
+
+def test_the_table_has_every_notebook_and_names_its_module():
+    assert {n for n, _ in TABLE} == {p.stem for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")} and len(TABLE) == len(set(ROOMS))
+    assert all(n[3:] == room for n, room in TABLE)
 
 
 def test_every_module_is_a_room():
@@ -39,4 +44,4 @@ def test_imports_only_downward():
 
 def test_torch_xla_is_imported_nowhere_at_import_time():
     for room in ROOMS:
-        assert "torch_xla" not in (ROOT / "datasel_wb" / f"{room}.py").read_text() or room == "tpu_trainer"
+        assert "torch_xla" not in (ROOT / "datasel_wb" / f"{room}.py").read_text() or room in ("tpu_trainer", "names")

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from datasel_wb import recipes, runs
-from datasel_wb.data import DataRecipe, load_data
+from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.scorer import DDSRecipe, Scorer
-from datasel_wb.trainer import Recipe, fit
+from datasel_wb.loop import Recipe
+from datasel_wb.trainer import fit
 
 
 def row(method, seed, accuracy, pre=0.0):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
 
 from datasel_wb.core import Batch, seeded
-from datasel_wb.data import Augment, DataRecipe, load_data
+from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.images import Augment
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, DDSRecipe, Scorer
 from datasel_wb.selectors import Task

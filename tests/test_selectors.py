@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 
-from datasel_wb.data import DataRecipe, load_data
-from datasel_wb.dynamics import rank
+from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.scores import rank
 from datasel_wb.models import Slim, features_and_logits, make_model, small_cnn, tiny_resnet
 from datasel_wb.scorer import DDS, Scorer
-from datasel_wb.selectors import (RS2, DynaMS, InfoBatch, Prune, Selector, Task, Uniform, check_selector, infobatch_sample,
-                                  margin_schedule, margin_to_boundary, removed_ids)
-from datasel_wb.trainer import Recipe, Training, fit
+from datasel_wb.contract import check_selector
+from datasel_wb.selectors import (
+    RS2, DynaMS, InfoBatch, Prune, Selector, Task, Uniform, infobatch_sample, margin_schedule, margin_to_boundary,
+    removed_ids)
+from datasel_wb.loop import Recipe, Training
+from datasel_wb.trainer import fit
 from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, MentorNet, Sigma
 from loops import bare_loop
 from methods import DATA, METHODS

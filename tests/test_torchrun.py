@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasel_wb.trainer import Checkpoints
+from datasel_wb.checkpoints import Checkpoints
 from methods import METHODS
 
 HERE = Path(__file__).parent

@@ -20,10 +20,15 @@ import torch
 import torch.nn.functional as F
 
 from datasel_wb.core import Collectives
-from datasel_wb.data import Augment, DataRecipe, Loader, load_data
+from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.examples import Loader
+from datasel_wb.images import Augment
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
-from datasel_wb.trainer import BACKENDS, Checkpoints, Eager, Recipe, Training, fit, saved_model, snapshot, step_where
+from datasel_wb.backends import BACKENDS, Eager, step_where
+from datasel_wb.checkpoints import Checkpoints, snapshot
+from datasel_wb.loop import Recipe, Training
+from datasel_wb.trainer import fit, saved_model
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=7, eval_every=20, save_every=15)
 
@@ -158,7 +163,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path, digits, small_files,
 
 def test_full_disk_at_the_end_of_a_fit(tmp_path, digits, small_files, monkeypatch):
     "The last checkpoint is written after the last step: its error must come all the same, and hide no other one."
-    monkeypatch.setattr("datasel_wb.trainer.MetricLog.save", lambda self: None)
+    monkeypatch.setattr("datasel_wb.report.MetricLog.save", lambda self: None)
     fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "whole")         # what the loop loads lazily is there
     small_files()
     with pytest.raises(OSError, match="cannot save step-00000015.pt"): fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "full")

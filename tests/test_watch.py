@@ -16,10 +16,14 @@ import pytest
 import torch
 
 from datasel_wb.core import Batch
-from datasel_wb.data import DataRecipe, load_data
+from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.selectors import Uniform
-from datasel_wb.trainer import Eager, Live, MetricLog, Recipe, Training, fit, write_frame
+from datasel_wb.backends import Eager
+from datasel_wb.checkpoints import write_frame
+from datasel_wb.loop import Recipe, Training
+from datasel_wb.report import Live, MetricLog
+from datasel_wb.trainer import fit
 from small_runs import translation_run
 
 from datasel_wb.watch import LiveView, alive, curve_points, look, read_rows
@@ -80,9 +84,9 @@ def test_while_it_trains_the_folder_says_what_the_log_has(tmp_path, digits):
 def test_extremes_are_those_of_the_records(digits):
     for method, by in ((Uniform(), "loss"), (DDS(Scorer.like(RECIPE.build(digits.train, 9)), lr=0.01), "weight")):
         training = Training(RECIPE, digits, method)
-        assert training.extremes()["highest"] == []
+        assert Report(training).extremes()["highest"] == []
         for _ in range(20): training.step()
-        table, found = training.dynamics.table(), training.extremes(5)
+        table, found = training.dynamics.table(), Report(training).extremes(5)
         table = table[table["presentations"] > 0]
         assert found["by"] == by
         for end, order in (("highest", table.nlargest), ("lowest", table.nsmallest)):

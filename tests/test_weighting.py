@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from datasel_wb.core import per_example_loss
-from datasel_wb.data import DataRecipe, load_data
-from datasel_wb.dynamics import noise_auroc
+from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.scores import noise_auroc
 from datasel_wb.models import make_model, small_cnn
 from datasel_wb.selectors import Task
 from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, DataParametersRecipe, MentorNet, Sigma, normalised, self_paced

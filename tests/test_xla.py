@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from datasel_wb.core import align
-from datasel_wb.data import Augment
+from datasel_wb.images import Augment
+from datasel_wb.report import Report
 from datasel_wb.selectors import Task
-from datasel_wb.trainer import Recipe, Training, evaluate
+from datasel_wb.loop import Recipe, Training, evaluate
 from methods import DATA, METHODS
 
 pytest.importorskip("torch_xla")
@@ -40,7 +41,7 @@ def test_every_method_in_one_graph_as_in_eager(method):
             assert gap <= LOOSE.get(method, 1e-6)
         if xla.steps_done % 20 == 0:
             assert xla.read_meters().keys() - {"xla/compiles", "xla/to_device", "xla/from_device"} == eager.read_meters().keys()
-            assert xla.opinions().keys() == eager.opinions().keys()
+            assert Report(xla).opinions().keys() == Report(eager).opinions().keys()
             evaluated = xla.backend.counters()["xla/compiles"]
             results = xla.evaluate()
             if xla.steps_done > 20: assert xla.backend.counters()["xla/compiles"] == evaluated, "the second evaluation compiles"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasel_wb.trainer import Checkpoints
+from datasel_wb.checkpoints import Checkpoints
 
 pytest.importorskip("torch_xla")
 HERE = Path(__file__).parent

@@ -5,9 +5,11 @@ from dataclasses import replace
 import torch
 
 from datasel_wb import tpu_trainer  # noqa: F401, has the engine for torchrun
-from datasel_wb.data import Augment
+from datasel_wb.images import Augment
+from datasel_wb.report import Report
 from datasel_wb.selectors import Uniform
-from datasel_wb.trainer import Recipe, Training, fit
+from datasel_wb.loop import Recipe, Training
+from datasel_wb.trainer import fit
 from methods import DATA, METHODS
 
 torch.set_default_dtype(torch.float64)
@@ -21,7 +23,7 @@ def trained(method):
     training = Training(RECIPE, DATA, selector, augment=augment, model=RECIPE.build(DATA.train).double())
     while not training.done: training.step()
     state = {f"{k}/{n}": t for k in ("model", "ema", "selector") for n, t in getattr(training, k).state_dict().items() if isinstance(t, torch.Tensor)}
-    return state | {"rows": training.dynamics.rows, "scores": training.opinions(), "results": training.evaluate(), "passes": selector.task.passes}
+    return state | {"rows": training.dynamics.rows, "scores": Report(training).opinions(), "results": training.evaluate(), "passes": selector.task.passes}
 
 
 def each(out):

@@ -9,8 +9,10 @@ import torch
 from torchvision.io import write_png
 
 from datasel_wb import tpu_trainer  # noqa: F401, has the engine for XLA
-from datasel_wb.data import Augment, FolderExamples, Splits
-from datasel_wb.trainer import Recipe, Training, fit
+from datasel_wb.examples import Splits
+from datasel_wb.images import Augment, FolderExamples
+from datasel_wb.loop import Recipe, Training
+from datasel_wb.trainer import fit
 from methods import DATA, METHODS
 
 recipe = Recipe(model="tiny_cnn", steps=240, batch_size=64, warmup_steps=2, ema_decay=0.9, device="xla", log_every=25, eval_every=100, save_every=20)
