@@ -257,7 +257,7 @@ def test_plain_installation_trains_with_three_methods(plain):
     ("sentencepiece", "text", "import datasel_wb.translation"),
     ("torchvision", "images", "from datasel_wb.models import resnet18; resnet18()"),
     ("torchvision", "images", "import torch; from datasel_wb import FolderExamples; FolderExamples([b'0'], torch.tensor([0]), ['a'], 8)"),
-    ("PIL", "images", "from datasel_wb.images import load_image; load_image('a.png')"),
+    ("PIL", "images", "from datasel_wb.images import read_image; read_image('a.png')"),
     ("sklearn", "workbench", "from datasel_wb import DataRecipe, load_data; load_data(DataRecipe())"),
     ("pandas", "workbench", "from datasel_wb.corruption import read_decisions; read_decisions('a.csv')"),
     ("num2words", "text", "from datasel_wb.corpus import number_words; number_words(3, 'en')"),
