@@ -1,4 +1,5 @@
-"""What a process of tests/test_nmt_engines.py does: translation trainings under torchrun (float64), or on XLA with one or more virtual devices."""
+"""What a process of tests/test_nmt_engines.py does: translation trainings under torchrun (float64), or on XLA with one
+or more virtual devices."""
 import json
 import os
 import sys
@@ -24,7 +25,8 @@ def made(method, wide=False, **settings):
 
 def outcome(t):
     "Weights, averages, records and the method's state."
-    state = {f"{k}/{n}": v.cpu() for k in ("model", "ema", "selector") for n, v in getattr(t, k).state_dict().items() if isinstance(v, torch.Tensor)}
+    state = {f"{k}/{n}": v.cpu() for k in ("model", "ema", "selector")
+             for n, v in getattr(t, k).state_dict().items() if isinstance(v, torch.Tensor)}
     moments = {f"adam/{i}/{k}": v.cpu() for i, s in enumerate(t.optimizer.state.values()) for k, v in s.items()}
     return state | moments | {"rows": t.dynamics.rows.cpu()}
 
@@ -36,12 +38,13 @@ def each(out, methods, steps):
     for m in methods:
         t = made(m, wide=True, steps=steps)
         while not t.done: t.step()
-        done[m] = outcome(t) | {"results": t.evaluate(), "passes": t.selector.task.passes, "blocks": t.epochs_begun, "meters": t.read_meters()}
+        done[m] = (outcome(t) | {"results": t.evaluate(), "passes": t.selector.task.passes, "blocks": t.epochs_begun,
+                                 "meters": t.read_meters()})
     torch.save(done, out if not (rank := int(os.environ.get("RANK", 0))) else f"{out}.{rank}")
 
 
 def beside(method, steps, **settings):
-    "XLA beside eager PyTorch: nothing is read within a block's steps; no compilation once each length and one update were seen."
+    "XLA beside eager PyTorch: nothing is read within a block; each length and one update compile once."
     t, eager = (made(method, device=d, **settings) for d in ("xla", "cpu"))
     seen, blocks, gaps = set(), 0, []
     while t.steps_done < steps:
@@ -54,9 +57,11 @@ def beside(method, steps, **settings):
         t.backend.synchronize()
         new = {k.removeprefix("xla/"): n - before[k] for k, n in t.backend.counters().items()}
         if not fresh: assert new["from_device"] == 0, f"step {t.steps_done} reads on the host"
-        if (known and not fresh) or (fresh and blocks > 3): assert new["compiles"] == 0, f"step {t.steps_done} compiles {new['compiles']} graphs"
+        if (known and not fresh) or (fresh and blocks > 3):
+            assert new["compiles"] == 0, f"step {t.steps_done} compiles {new['compiles']} graphs"
         seen.add(int(t.loader.plan[t.loader.position - 1]))
-        gaps.append(max((p - q.cpu()).abs().max().item() for p, q in zip(eager.model.parameters(), t.model.parameters())))
+        gaps.append(max((p - q.cpu()).abs().max().item()
+                        for p, q in zip(eager.model.parameters(), t.model.parameters())))
         if t.steps_done == steps // 2: searched(t, eager)
     assert max(gaps) < 2e-5 and len(seen) == 2 and t.skips.tolist() == [0, 0, 0], gaps
     a, b = outcome(eager), outcome(t)

@@ -28,10 +28,12 @@ def trained(request):
     rng = seeded(0, "test")
     channels, side = (3, 16) if request.param == "wrn28-2" else (1, 8)
     if request.param == "conv_bn":
-        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(288, 10))
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(),
+                              nn.Linear(288, 10))
     else:
         model = make_model(request.param, 10, channels, dropout=0.1)
-    batch = Batch(torch.randn(8, channels, side, side, generator=rng), torch.randint(10, (8,), generator=rng), torch.arange(8))
+    batch = Batch(torch.randn(8, channels, side, side, generator=rng), torch.randint(10, (8,), generator=rng),
+                  torch.arange(8))
     opt = torch.optim.SGD(model.parameters(), 0.01)
     for _ in range(5):
         F.cross_entropy(model(batch.x), batch.y).backward()
@@ -51,7 +53,7 @@ def test_align_equals_its_definition(trained, how, tolerance):
 @pytest.mark.parametrize("trained", ["conv_bn"], indirect=True)
 @pytest.mark.parametrize("how, tolerance", [("forward", 1e-4), ("reverse", 1e-4), ("difference", 5e-2)])
 def test_align_in_float32_against_the_float64_definition(trained, how, tolerance):
-    "On a shallow net: in a deep one the two precisions disagree on which side of its kink a ReLU is, and both are right."
+    "On a shallow net: in a deep one the precisions disagree on which side of its kink a ReLU is, and both are right."
     model, batch, v = trained
     truth = oracle(model, batch, v)
     assert (align(model, batch, v, how) - truth).norm() <= tolerance * truth.norm()
@@ -82,7 +84,8 @@ def test_align_at_other_weights_and_with_missing_names(trained):
 
 def test_align_refuses_what_it_does_not_know(trained):
     model, batch, v = trained
-    with pytest.raises(ValueError, match="how = 'sideways': must be one of forward, reverse, difference"): align(model, batch, v, "sideways")
+    with pytest.raises(ValueError, match="how = 'sideways': must be one of forward, reverse, difference"):
+        align(model, batch, v, "sideways")
     with pytest.raises(ValueError, match="nobody"): align(model, batch, {"nobody": torch.ones(1)})
 
 

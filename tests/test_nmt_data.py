@@ -1,4 +1,5 @@
-"""Parallel text: every bad input, the three layouts of files, who keeps which target, and what must not change with a setting."""
+"""Parallel text: every bad input, the three layouts of files, who keeps which target, and what must not change with a
+setting."""
 import math
 import os
 from collections import Counter
@@ -31,12 +32,13 @@ def names(layout, part, lang, target="en"):
     return [name.format(part=part, lang=lang, target=target, code=code) for code in (lang, target)]
 
 def write(root, layout, numbers, target="en", **parts):
-    "Aligned files of number words: `numbers` maps a language to its training numbers; dev and test exist in every language."
+    "Aligned files of number words: `numbers` maps a language to its training numbers; dev and test exist in every one."
     for lang, train in numbers.items():
         for part, which in ({"train": train, "dev": range(900, 905), "test": range(950, 957)} | parts).items():
             for name, code in zip(names(layout, part, lang, target), (lang, target)):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
-                (root / name).write_text(text(which, {"aze": "az", "tur": "tr", "eng": "en", "pt-br": "pt"}.get(code, code)), encoding="utf-8")
+                (root / name).write_text(text(
+                    which, {"aze": "az", "tur": "tr", "eng": "en", "pt-br": "pt"}.get(code, code)), encoding="utf-8")
     return root
 
 def pairs_of(corpus):
@@ -53,7 +55,8 @@ def test_default_corpus():
     assert data.train.languages == data.dev.languages == data.test.languages == NUMBERS
     assert np.bincount(data.train.lang).tolist() == [100] + [2000] * 7 and (data.dev.n, data.test.n) == (200, 300)
     assert data.train.lang.dtype == np.int64 and set(data.dev.lang) == set(data.test.lang) == {0}
-    assert data.train.n == len(data.train.target) == len(data.train.lang) == 14100 and len(data.train) == 4   # a tuple of four
+    # a tuple of four
+    assert data.train.n == len(data.train.target) == len(data.train.lang) == 14100 and len(data.train) == 4
     english = {number_words(n, "en"): n for n in range(10**4)}
     for l, source, target in zip(data.train.lang, data.train.source, data.train.target):
         if target in english: assert source == number_words(english[target], NUMBERS[l])
@@ -62,7 +65,8 @@ def test_default_corpus():
 
 def test_dev_and_test_are_not_in_training_and_stay_when_sizes_change():
     base = load_corpus(CorpusRecipe())
-    small, other = load_corpus(CorpusRecipe(low=20, high=300, overlap=0.9, test_size=100)), load_corpus(CorpusRecipe(data_seed=1))
+    small = load_corpus(CorpusRecipe(low=20, high=300, overlap=0.9, test_size=100))
+    other = load_corpus(CorpusRecipe(data_seed=1))
     for data in (base, small, other):
         dev, test = set(data.dev.target), set(data.test.target)
         assert not dev & test and not (dev | test) & set(data.train.target) and len(dev) == 200
@@ -117,9 +121,11 @@ def test_global_random_state_is_left_alone():
 
 
 def test_relatives():
-    assert CorpusRecipe().relative() == "tr" and CorpusRecipe(lang="be").relative() == "ru" and CorpusRecipe(lang="cs").relative() is None
+    assert CorpusRecipe().relative() == "tr" and CorpusRecipe(lang="be").relative() == "ru"
+    assert CorpusRecipe(lang="cs").relative() is None
     assert CorpusRecipe(related="ru").relative() == "ru"
-    assert {l: RELATED[l] for l in ("aze", "bel", "glg", "slk")} == {"aze": "tur", "bel": "rus", "glg": "por", "slk": "ces"}
+    assert {l: RELATED[l] for l in ("aze", "bel", "glg", "slk")} == {"aze": "tur", "bel": "rus", "glg": "por",
+                                                                     "slk": "ces"}
 
 
 @pytest.mark.parametrize("words,bad", [
@@ -137,7 +143,8 @@ def test_relatives():
     (["lang = 'az'", "must be one of tr"], dict(target="az")),
     (["low = 0", "above 0"], dict(low=0)), (["high = 0", "above 0"], dict(high=0)),
     (["dev_size = 0"], dict(dev_size=0)), (["test_size = 0"], dict(test_size=0)),
-    (["dev_size = 100000", "at most 9"], dict(dev_size=100000)), (["test_size = 100000", "at most 8"], dict(test_size=100000)),
+    (["dev_size = 100000", "at most 9"], dict(dev_size=100000)),
+    (["test_size = 100000", "at most 8"], dict(test_size=100000)),
     (["high / overlap", "2000000", "at most 7"], dict(overlap=0.001)),
     (["low = -1"], dict(low=-1)), (["high = 10.5", "int"], dict(high=10.5)), (["overlap = 0"], dict(overlap=0.0)),
     (["overlap = 1.1"], dict(overlap=1.1)), (["data_seed = -1"], dict(data_seed=-1)),
@@ -161,28 +168,33 @@ def test_share_targets_where_languages_have_gaps():
     rng = np.random.default_rng(0)
     there = rng.random((4, 3000)) < np.array([[0.05], [0.9], [0.3], [1.0]])
     kept = share_targets(there, ("a", "b", "c", "d"), "a", 100, 800, 0.5)
-    assert (kept <= there).all() and kept[0].sum() == 100 and kept[1].sum() == kept[3].sum() == 800 and kept.any(0).sum() <= 1600
+    assert (kept <= there).all() and kept[0].sum() == 100 and kept[1].sum() == kept[3].sum() == 800
+    assert kept.any(0).sum() <= 1600
     assert 350 < kept[2].sum() < 650                   # c has but three candidates in ten, and keeps them
     whole = share_targets(there, ("a", "b", "c", "d"), "a", 0, 0, 1.0)
     assert np.array_equal(whole, there)
     half = share_targets(there, ("a", "b", "c", "d"), "a", 0, 0, 0.5)
     assert half[3].sum() == half[1].sum() == 1500 and np.array_equal(half[0], there[0])
-    assert n_candidates(100, 2000, 0.5) == 4000 and n_candidates(100, 30, 1.0) == 100 and n_candidates(0, 30, 1.0) is None
+    assert n_candidates(100, 2000, 0.5) == 4000 and n_candidates(100, 30, 1.0) == 100
+    assert n_candidates(0, 30, 1.0) is None
     assert n_candidates(1, 700, 0.7) == 1000           # and not 1001 for the rounding of 700 / 0.7
 
 
 def test_join_pairs_without_some_language():
     corpus = join_pairs(("a", "b", "c"), {"c": (["x"], ["z"]), "a": (["y", "w"], ["v", "u"])})
-    assert corpus.lang.tolist() == [0, 0, 2] and corpus.source == ["y", "w", "x"] and corpus.target == ["v", "u", "z"] and corpus.n == 3
+    assert corpus.lang.tolist() == [0, 0, 2] and corpus.source == ["y", "w", "x"]
+    assert corpus.target == ["v", "u", "z"] and corpus.n == 3
 
 
 # ---- files
 
-@pytest.mark.parametrize("layout,target", [("lines", "en"), ("pairs", "en"), ("opus", "en"), ("ted", "en"), ("ted", "eng")])
+@pytest.mark.parametrize("layout,target",
+                         [("lines", "en"), ("pairs", "en"), ("opus", "en"), ("ted", "en"), ("ted", "eng")])
 def test_layouts_give_the_same_corpus(tmp_path, layout, target):
     root = write(tmp_path, layout, THREE, target)
     data = load_corpus(CorpusRecipe(corpus=str(root), target=target, low=0, high=0, overlap=1.0, **SIZES))
-    assert data.train.languages == ("az", "ru", "tr") and (data.dev.n, data.test.n) == (5, 7) and set(data.test.lang) == {0}
+    assert data.train.languages == ("az", "ru", "tr") and (data.dev.n, data.test.n) == (5, 7)
+    assert set(data.test.lang) == {0}
     expected = {(l, number_words(n, l), number_words(n, "en")) for l, numbers in THREE.items() for n in numbers}
     assert pairs_of(data.train) == Counter(expected)
     assert data.dev.source == [number_words(n, "az") for n in range(900, 905)]
@@ -200,7 +212,8 @@ def test_sizes_of_files(tmp_path, layout):
     other = load_corpus(CorpusRecipe(corpus=root, low=4, high=8, overlap=1.0, data_seed=1, dev_size=2, test_size=3))
     assert pairs_of(other.train) != pairs_of(cut.train) and other.test.source == cut.test.source
     pair = load_corpus(CorpusRecipe(corpus=root, lang="ru", languages="ru,tr", low=5, high=0, overlap=1.0, **SIZES))
-    assert pair.train.languages == ("ru", "tr") and np.bincount(pair.train.lang).tolist() == [5, 20] and set(pair.dev.lang) == {0}
+    assert pair.train.languages == ("ru", "tr") and np.bincount(pair.train.lang).tolist() == [5, 20]
+    assert set(pair.dev.lang) == {0}
     file = names(layout, "train", "az")[0]
     says("low = 21", file, "20 pairs", corpus=root, low=21, **SIZES)
     says("dev_size = 6", "has 5", corpus=root, low=4, dev_size=6)
@@ -210,7 +223,8 @@ def test_sizes_of_files(tmp_path, layout):
 def test_pairs_keep_targets_that_occur_several_times(tmp_path):
     root = write(tmp_path, "pairs", {"az": [5, 5, 7], "tr": [5, 7, 8, 8]})
     train = load_corpus(CorpusRecipe(corpus=str(root), low=0, high=0, overlap=0.1, **SIZES)).train
-    assert Counter(train.target) == Counter({"five": 3, "seven": 2, "eight": 2}) and np.bincount(train.lang).tolist() == [3, 4]
+    assert Counter(train.target) == Counter({"five": 3, "seven": 2, "eight": 2})
+    assert np.bincount(train.lang).tolist() == [3, 4]
 
 
 def test_gaps_of_aligned_files(tmp_path):
@@ -220,10 +234,12 @@ def test_gaps_of_aligned_files(tmp_path):
         (root / name).write_text("\n".join("" if i + 1 in at else line for i, line in enumerate(lines)))
     blank("train.tr", 2, 3), blank("train.az", 3, 20), blank("dev.az", 1)
     data = load_corpus(CorpusRecipe(corpus=str(root), **whole))
-    assert np.bincount(data.train.lang).tolist() == [18, 20, 18] and data.dev.source == [number_words(n, "az") for n in range(901, 905)]
+    assert np.bincount(data.train.lang).tolist() == [18, 20, 18]
+    assert data.dev.source == [number_words(n, "az") for n in range(901, 905)]
     got = pairs_of(data.train)
     assert ("tr", "üç", "three") not in got and ("ru", "три", "three") in got and "" not in data.train.source
-    pair = load_corpus(CorpusRecipe(corpus=str(root), languages="az,tr", **whole)).train    # three has no source in az and tr
+    # three has no source in az and tr
+    pair = load_corpus(CorpusRecipe(corpus=str(root), languages="az,tr", **whole)).train
     assert "three" not in pair.target and "two" in pair.target and pair.n == 36
     says("low = 19", "train.az", "18 pairs", corpus=str(root), low=19, **SIZES)
     blank("train.ru", 3)
@@ -278,7 +294,8 @@ def test_names_that_a_folder_lacks(tmp_path, layout):
     says("lang = 'az'", "must be one of aze, tur", "did you mean 'aze'", **eng)
     says("languages = 'rus'", "must be one of aze, tur", **eng, lang="aze", languages="aze,rus")
     says("related = 'rus'", "must be one of tur", **eng, lang="aze", related="rus")
-    assert CorpusRecipe(**eng, lang="aze").relative() == "tur" and load_corpus(CorpusRecipe(**eng, lang="aze", related="tur")).train.n > 20
+    assert CorpusRecipe(**eng, lang="aze").relative() == "tur"
+    assert load_corpus(CorpusRecipe(**eng, lang="aze", related="tur")).train.n > 20
 
 
 def test_lines_end_at_the_line_feed_alone(tmp_path):
@@ -297,7 +314,8 @@ def test_a_corpus_with_dos_line_ends_is_the_same(tmp_path):
     a, b = (write(tmp_path / n, "lines", THREE) for n in ("a", "b"))
     for f in b.iterdir(): f.write_bytes(b"\xef\xbb\xbf" + f.read_bytes().replace(b"\n", b"\r\n"))
     a, b = (load_corpus(CorpusRecipe(corpus=str(root), low=5, high=9, **SIZES)) for root in (a, b))
-    for one, two in zip(a, b): assert one.source == two.source and one.target == two.target and np.array_equal(one.lang, two.lang)
+    for one, two in zip(a, b):
+        assert one.source == two.source and one.target == two.target and np.array_equal(one.lang, two.lang)
 
 
 def test_names_of_dev_and_test(tmp_path):
@@ -352,7 +370,8 @@ def test_multi30k():
     assert (data.dev.n, data.test.n) == (1014, 1000) and set(data.dev.lang) == {0}
     sources = Counter(Counter(data.train.target).values())
     assert all(sources[k] > 0 for k in (1, 2, 3)) and sum(sources[k] for k in (1, 2, 3)) > 0.999 * sum(sources.values())
-    assert data.test.source[0].startswith("Muž v oranžovém klobouku") and data.test.target[0].startswith("A man in an orange hat")
+    assert data.test.source[0].startswith("Muž v oranžovém klobouku")
+    assert data.test.target[0].startswith("A man in an orange hat")
     root = Path(os.environ["DATASEL_DATA"], "multi30k")
     files = {l: (root / f"train.{l}").read_text(encoding="utf-8").split("\n") for l in ("cs", "de", "fr", "en")}
     for l in data.train.languages:

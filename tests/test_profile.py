@@ -21,11 +21,13 @@ def examples(n, channels=3, side=8, classes=5):
     return Examples(x, torch.arange(n) % classes, range(classes), mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
-def body(): return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2, padding=1),
-                                 nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def body():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+                         nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-FIRST, SECOND, LINEAR = 2 * 64 * 27 * 4, 2 * 16 * 36 * 6, 2 * 6 * 5   # forward FLOPs per example; two for each multiply-add
+# forward FLOPs per example; two for each multiply-add
+FIRST, SECOND, LINEAR = 2 * 64 * 27 * 4, 2 * 16 * 36 * 6, 2 * 6 * 5
 MODEL = 2 * FIRST + 3 * (SECOND + LINEAR)                              # no gradient with respect to the images
 SCORER = 2 * FIRST + 3 * (SECOND + 2 * 6)                              # one output
 FORWARD_MODE = 3 * (FIRST + SECOND + LINEAR)
@@ -34,7 +36,8 @@ FORWARD_MODE = 3 * (FIRST + SECOND + LINEAR)
 def profile(selector, batch_size=4, steps=1):
     data = Splits(examples(32), examples(16), examples(16))
     net = nn.Sequential(*body(), nn.Linear(6, 5))
-    return step_flops(Training(Recipe(batch_size=batch_size, steps=20, warmup_steps=1, device="cpu"), data, selector, model=net), steps)
+    return step_flops(Training(Recipe(batch_size=batch_size, steps=20, warmup_steps=1, device="cpu"), data, selector,
+                               model=net), steps)
 
 
 def dds(**kw): return DDS(Scorer(body(), 6, 5, sees="x"), **{"lr": 0.1} | kw)
@@ -70,15 +73,19 @@ def test_average_over_steps():
 
 
 def test_both_passes_of_a_proxy_are_not_the_models():
-    uniform, dynams = Training(RECIPE, DATA), Training(RECIPE, DATA, DynaMS(0.8, warmup=1, every=1, shape="linear", proxy=0.5))
+    uniform = Training(RECIPE, DATA)
+    dynams = Training(RECIPE, DATA, DynaMS(0.8, warmup=1, every=1, shape="linear", proxy=0.5))
     table = step_flops(dynams)
-    with FlopCounterMode(display=False) as alone: dynams.selector.proxy(torch.zeros(32, *DATA.train.shape)).sum().backward()
-    assert table.flops["model"] == step_flops(uniform).flops["model"] and table.flops["scorer"] == alone.get_total_flops() > 0
+    with FlopCounterMode(display=False) as alone:
+        dynams.selector.proxy(torch.zeros(32, *DATA.train.shape)).sum().backward()
+    assert table.flops["model"] == step_flops(uniform).flops["model"]
+    assert table.flops["scorer"] == alone.get_total_flops() > 0
 
 
 def same(a, b):
     "Equal bit for bit; NaN, which stands for what was not yet seen, equals itself."
-    return not isinstance(a, torch.Tensor) or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return (not isinstance(a, torch.Tensor)
+            or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -95,7 +102,8 @@ def test_every_method_and_a_step_as_always(name):
         for k in a: assert same(a[k], b[k]), (part, k)
     counted.step(), plain.step()                                               # nothing of the counter is left behind
     for p, q in zip(counted.model.parameters(), plain.model.parameters()): assert torch.equal(p, q)
-    assert not {"loss", "after_step"} & vars(counted.selector).keys() and not {"dev_grad", "align"} & vars(counted.selector.task).keys()
+    assert not {"loss", "after_step"} & vars(counted.selector).keys()
+    assert not {"dev_grad", "align"} & vars(counted.selector.task).keys()
 
 
 def test_counter_leaves_after_a_failure():
@@ -108,7 +116,8 @@ def test_counter_leaves_after_a_failure():
 
 def test_end_of_the_training():
     training = Training(Recipe(model="tiny_cnn", batch_size=32, steps=2, warmup_steps=1, device="cpu"), DATA)
-    with pytest.raises(ValueError, match="steps = 3: the training ends before, at step 2"): step_flops(training, steps=3)
+    with pytest.raises(ValueError, match="steps = 3: the training ends before, at step 2"):
+        step_flops(training, steps=3)
     with pytest.raises(ValueError, match="steps = 0: must be above 0"): step_flops(training, steps=0)
 
 
@@ -117,11 +126,15 @@ def test_hours():
     table = profile(dds())
     got = projected_hours(table, steps=1000, batch_size=256, chips="v5litepod-8", utilisation=0.5, stage_steps=100)
     seconds = 1000 * 256 / (8 * 197e12 * 0.5)
-    assert got["model"] == pytest.approx(MODEL * seconds / 3600) and got["reward"] == pytest.approx(6 * FORWARD_MODE * seconds / 3600)
-    assert got["scorer"] == pytest.approx(6 * SCORER * seconds / 3600) and got["supervised stage"] == pytest.approx(MODEL * seconds / 36000)
+    assert got["model"] == pytest.approx(MODEL * seconds / 3600)
+    assert got["reward"] == pytest.approx(6 * FORWARD_MODE * seconds / 3600)
+    assert got["scorer"] == pytest.approx(6 * SCORER * seconds / 3600)
+    assert got["supervised stage"] == pytest.approx(MODEL * seconds / 36000)
     gpu = projected_hours(table, 1000, 256, "8 x H100")
-    assert gpu["reward"] == pytest.approx(2 * FORWARD_MODE * 1000 * 256 / (8 * 989e12 * 0.4) / 3600) and gpu["supervised stage"] == 0
-    assert set(got.index) == {*PARTS, "supervised stage"} and all(projected_hours(table, 10, 8, chips).sum() > 0 for chips in CHIPS)
+    assert gpu["reward"] == pytest.approx(2 * FORWARD_MODE * 1000 * 256 / (8 * 989e12 * 0.4) / 3600)
+    assert gpu["supervised stage"] == 0
+    assert set(got.index) == {*PARTS, "supervised stage"}
+    assert all(projected_hours(table, 10, 8, chips).sum() > 0 for chips in CHIPS)
 
 
 @pytest.mark.parametrize("wrong, text", [

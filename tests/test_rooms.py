@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TABLE = re.findall(r"^\| (\d\d_\w+) \| (\w+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)   # notebook and module, from the first floor up
+# notebook and module, from the first floor up
+TABLE = re.findall(r"^\| (\d\d_\w+) \| (\w+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
 ROOMS = [room for _, room in TABLE]
 
 
@@ -22,12 +23,14 @@ def project_imports(path: Path) -> set:
 
 def test_the_reader_of_imports_sees_them(tmp_path):
     file = tmp_path / "m.py"
-    file.write_text("from .core import Batch\nfrom datasel_wb import images\nimport datasel_wb.runs\ndef f():\n    from . import charts\n")
+    file.write_text("from .core import Batch\nfrom datasel_wb import images\nimport datasel_wb.runs\ndef f():\n    "
+                    "from . import charts\n")
     assert project_imports(file) == {"core", "images", "runs", "charts"}
 
 
 def test_the_table_has_every_notebook_and_names_its_module():
-    assert {n for n, _ in TABLE} == {p.stem for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")} and len(TABLE) == len(set(ROOMS))
+    assert {n for n, _ in TABLE} == {p.stem for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")}
+    assert len(TABLE) == len(set(ROOMS))
     assert all(n[3:] == room for n, room in TABLE)
 
 

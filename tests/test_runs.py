@@ -12,10 +12,12 @@ from datasel_wb.trainer import fit
 
 
 def row(method, seed, accuracy, pre=0.0):
-    return dict(method=method, seed=seed, accuracy=accuracy, seconds=100.0 + pre, pretrain_seconds=pre, examples=256_000)
+    return dict(method=method, seed=seed, accuracy=accuracy, seconds=100.0 + pre, pretrain_seconds=pre,
+                examples=256_000)
 
 
-ROWS = [row("uniform", s, a) for s, a in enumerate((88.0, 87.0, 89.0))] + [row("dds", s, a, 50.0) for s, a in enumerate((91.0, 91.4, 91.2))]
+ROWS = ([row("uniform", s, a) for s, a in enumerate((88.0, 87.0, 89.0))]
+        + [row("dds", s, a, 50.0) for s, a in enumerate((91.0, 91.4, 91.2))])
 
 
 def test_differences_are_paired_by_seed():
@@ -38,11 +40,13 @@ def test_accuracy_and_bleu_stay_apart(tmp_path):
     "Each table is headed by what it compares; a table over runs of both kinds says which row is what."
     bleu = [{("bleu" if k == "accuracy" else k): v for k, v in r.items()} | {"chrf": 50.0} for r in ROWS]
     for name, rows in (("images", ROWS), ("text", bleu)):
-        columns = {m: g.drop(columns="method").to_dict("list") for m, g in pd.DataFrame(rows).groupby("method", sort=False)}
+        columns = {m: g.drop(columns="method").to_dict("list")
+                   for m, g in pd.DataFrame(rows).groupby("method", sort=False)}
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(json.dumps({"methods": columns}))
     text = runs.read_results(tmp_path / "text").set_index("method")
-    assert text["mean"].equals(runs.read_results(tmp_path / "images").set_index("method")["mean"]) and text.chrf.eq(50).all()
+    assert text["mean"].equals(runs.read_results(tmp_path / "images").set_index("method")["mean"])
+    assert text.chrf.eq(50).all()
     assert runs.show_results(runs.read_results(tmp_path / "text")).columns[0] == "BLEU"
     assert runs.show_results(runs.read_results(tmp_path / "images")).columns[0] == "accuracy, %"
     both = runs.table(tmp_path)
@@ -52,23 +56,27 @@ def test_accuracy_and_bleu_stay_apart(tmp_path):
 
 
 def test_a_run_written_and_read_back(tmp_path):
-    settings = runs.resolve({"recipe": "quick", "steps": 20, "warmup_steps": 2, "eval_every": 10, "n_train": 200}, recipes.DDS_RECIPES,
-                            "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    settings = runs.resolve({"recipe": "quick", "steps": 20, "warmup_steps": 2, "eval_every": 10, "n_train": 200},
+                            recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
     data, run, records = load_data(settings.data), runs.open_run(settings, "dds-", tmp_path), []
     for seed in (0, 1):
         for method in ("uniform", "dds"):
-            selector = settings.dds.selector(Scorer.like(settings.train.build(data.train, 5))) if method == "dds" else None
-            records.append(runs.record(method, fit(settings.train, data, selector, seed, run.folder / f"{method}-{seed}")))
+            selector = (settings.dds.selector(Scorer.like(settings.train.build(data.train, 5)))
+                        if method == "dds" else None)
+            records.append(runs.record(method,
+                                       fit(settings.train, data, selector, seed, run.folder / f"{method}-{seed}")))
     table = runs.finish(run, records)
     uniform, dds = (table.set_index("method").loc[m] for m in ("uniform", "dds"))
     # 20 steps of 128; DDS also sends 128 through the scorer, 128 dev examples and 128 alignments each step
     assert uniform["examples"] == 20 * 128 and dds["examples"] == 4 * 20 * 128 and uniform.seconds < dds.seconds
     pd.testing.assert_frame_equal(table, runs.read_results(run.folder))
-    assert runs.table(tmp_path)[["run", "method", "n"]].values.tolist() == [[run.folder.name, "uniform", 2], [run.folder.name, "dds", 2]]
+    assert runs.table(tmp_path)[["run", "method", "n"]].values.tolist() == [[run.folder.name, "uniform", 2],
+                                                                            [run.folder.name, "dds", 2]]
     examples = pd.read_parquet(run.folder / "examples.parquet")
     assert len(examples) == 4 * 200 and examples.query("method == 'dds'").score.notna().all()
     metrics = pd.read_parquet(run.folder / "metrics.parquet")
-    assert {"step", "epoch", "examples_seen", "seconds", "split", "name", "value", "method", "seed"} <= set(metrics.columns)
+    assert {"step", "epoch", "examples_seen", "seconds", "split", "name", "value", "method",
+            "seed"} <= set(metrics.columns)
     recipe = json.loads((run.folder / "recipe.json").read_text())
     assert recipe["settings"]["steps"] == 20 and recipe["versions"]["torch"]
     assert (run.folder / "dds-0" / "tb").is_dir()
@@ -77,7 +85,8 @@ def test_a_run_written_and_read_back(tmp_path):
 def test_where_a_run_is_kept_may_change(tmp_path):
     "The folder of a named run goes on with other checkpoints; not with another training."
     def opened(**given):
-        settings = runs.resolve({"recipe": "quick", "name": "mine"} | given, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+        settings = runs.resolve({"recipe": "quick", "name": "mine"} | given, recipes.DDS_RECIPES, "cifar10-wrn28-10",
+                                data=DataRecipe, train=Recipe, dds=DDSRecipe)
         runs.open_run(settings, root=tmp_path).close()
     opened()
     opened(keep=5, save_every=7, checkpoint_dir="memory://elsewhere", device="cpu")
@@ -96,27 +105,34 @@ def test_reading_what_is_no_finished_run(tmp_path):
 
 @pytest.mark.parametrize("name", recipes.DDS_RECIPES)
 def test_every_recipe_is_valid(name):
-    runs.resolve({"recipe": name, "data_dir": None}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    runs.resolve({"recipe": name, "data_dir": None}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe,
+                 train=Recipe, dds=DDSRecipe)
 
 
 def test_the_published_recipe_says_what_the_paper_and_its_command_line_say():
-    r = runs.resolve({"steps": 150_000}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
-    assert (r.train.model, r.train.batch_size, r.train.warmup_steps, r.train.lr_at(2499)) == ("wrn28-10", 1024, 2500, 0.4)
+    r = runs.resolve({"steps": 150_000}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe,
+                     dds=DDSRecipe)
+    assert (r.train.model, r.train.batch_size, r.train.warmup_steps, r.train.lr_at(2499)) == (
+        "wrn28-10", 1024, 2500, 0.4)
     assert (r.train.bn_momentum, r.train.bn_eps, r.train.ema_decay, r.train.dropout) == (0.01, 1e-3, 0.9999, 0.1)
-    assert (r.data.dev_size, r.data.dev_from, r.data.randaugment, r.data.cutout, r.data.noise) == (5000, "first", 17, 16, 0.0)
+    assert (r.data.dev_size, r.data.dev_from, r.data.randaugment, r.data.cutout, r.data.noise) == (
+        5000, "first", 17, 16, 0.0)
     assert (r.dds.scorer_clip, r.dds.scorer_lr, r.dds.scorer_steps, r.dds.scorer_sees) == (0.5, 1e-6, 100_000, "x")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    settings = runs.resolve({"recipe": "quick", "name": "mine"}, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe)
+    settings = runs.resolve({"recipe": "quick", "name": "mine"}, recipes.DDS_RECIPES, "cifar10-wrn28-10",
+                            data=DataRecipe, train=Recipe, dds=DDSRecipe)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"name = 'mine': .*file/mine cannot be written \(Not a directory\)"): runs.open_run(settings, root=tmp_path / "file")
+    with pytest.raises(ValueError, match=r"name = 'mine': .*file/mine cannot be written \(Not a directory\)"):
+        runs.open_run(settings, root=tmp_path / "file")
 
 
 def test_what_says_only_where_a_run_is_kept_names_no_other_folder(tmp_path):
     "Without a name: the same folder with other checkpoints kept, another one with another learning rate."
     def folder(**given):
-        run = runs.open_run(runs.resolve({"recipe": "quick"} | given, recipes.DDS_RECIPES, "cifar10-wrn28-10", data=DataRecipe, train=Recipe, dds=DDSRecipe), root=tmp_path)
+        run = runs.open_run(runs.resolve({"recipe": "quick"} | given, recipes.DDS_RECIPES, "cifar10-wrn28-10",
+                                         data=DataRecipe, train=Recipe, dds=DDSRecipe), root=tmp_path)
         run.close()
         return run.folder
     assert folder() == folder(keep=5, save_every=7, device="cpu") != folder(lr=0.3)

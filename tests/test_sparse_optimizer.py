@@ -7,7 +7,8 @@ import torch
 from datasel_wb.sparse_optimizer import SparseSGD
 
 OPTIONS = [dict(lr=0.1, momentum=m, dampening=d, weight_decay=w, nesterov=n)
-           for m, d, w, n in itertools.product((0, 0.9), (0, 0.3), (0, 0.05), (False, True)) if not (n and (m == 0 or d))]
+           for m, d, w, n in itertools.product((0, 0.9), (0, 0.3), (0, 0.05), (False, True))
+           if not (n and (m == 0 or d))]
 
 
 def by_loop(start, steps, lr, momentum, dampening, weight_decay, nesterov):
@@ -48,7 +49,9 @@ def test_equals_a_loop_over_entries(options, given):
     assert (s - by_loop(start, steps, **options)).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))])
+@pytest.mark.parametrize("device",
+                         ["cpu", pytest.param(
+                             "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_float32_stays_near_the_loop(options, device):
     start, steps = torch.randn(40, generator=torch.Generator().manual_seed(0)), random_steps()
@@ -155,8 +158,10 @@ def test_wrong_options(options, text):
 
 def test_wrong_arguments_of_a_step():
     a, b = torch.zeros(3), torch.zeros(3)
-    with pytest.raises(ValueError, match="ids: must be int64, are torch.float32"): SparseSGD([a], lr=1.0).step(torch.tensor([0.0]), torch.ones(1))
-    with pytest.raises(ValueError, match="for an optimizer of one tensor; this one has 2"): SparseSGD([a, b], lr=1.0).step(torch.tensor([0]), torch.ones(1))
+    with pytest.raises(ValueError, match="ids: must be int64, are torch.float32"):
+        SparseSGD([a], lr=1.0).step(torch.tensor([0.0]), torch.ones(1))
+    with pytest.raises(ValueError, match="for an optimizer of one tensor; this one has 2"):
+        SparseSGD([a, b], lr=1.0).step(torch.tensor([0]), torch.ones(1))
     assert not a.any() and not b.any()
 
 

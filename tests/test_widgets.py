@@ -24,7 +24,8 @@ def test_rows_without_a_finite_value_are_counted_and_not_drawn():
     assert points(scatter) == list(range(6)) and scatter.message == ""
 
 
-@pytest.mark.parametrize("values, message", [([], "There are no rows."), ([np.nan] * 3, "No row has a finite value, so there is nothing to draw.")])
+@pytest.mark.parametrize("values, message", [([], "There are no rows."),
+                                             ([np.nan] * 3, "No row has a finite value, so there is nothing to draw.")])
 def test_nothing_to_draw_is_a_sentence(values, message):
     scatter, histogram = Scatter(values, values), Histogram(values)
     assert scatter.message == histogram.message == message
@@ -121,7 +122,8 @@ def test_bars_count_every_row_once():
     bars = _bars(values, groups, palette(groups), edges, 1.0)
     for name in "ab":
         counts = {b["low"]: b["top"] - b["base"] for b in bars if b["group"] == name}
-        wanted = {low: ((groups == name) & (values >= low) & (values < high)).sum() for low, high in zip(edges, edges[1:])}
+        wanted = {low: ((groups == name) & (values >= low) & (values < high)).sum()
+                  for low, high in zip(edges, edges[1:])}
         assert counts == {low: n for low, n in wanted.items() if n}
     assert max(b["top"] for b in bars) == max(((values >= a) & (values < b)).sum() for a, b in zip(edges, edges[1:]))
 
@@ -137,7 +139,8 @@ def test_histogram_highlights_filters_and_forgets_the_brush_with_other_values():
     histogram.show(mask=np.arange(6) > 0)
     assert rows(1.0) == 1 and rows(0.3) == 5 and histogram.interval == (1, 3) and histogram._chart is chart
     histogram.show(values=X, highlight=[])
-    assert rows(1.0) == 4 and histogram.interval is None and histogram.message == "1 row has no finite value and is not drawn."
+    assert rows(1.0) == 4 and histogram.interval is None
+    assert histogram.message == "1 row has no finite value and is not drawn."
 
 
 def test_the_script_of_the_scatter_is_the_one_that_waits():
