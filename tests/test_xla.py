@@ -14,6 +14,7 @@ from datasel_wb.report import Report
 from datasel_wb.selectors import Task
 from datasel_wb.loop import Recipe, Training, evaluate
 from methods import DATA, METHODS
+from waits import patience
 
 pytest.importorskip("torch_xla")
 from datasel_wb.tpu_trainer import XLA  # noqa: E402
@@ -127,5 +128,5 @@ def test_what_is_not_there_is_said(monkeypatch):
 def test_a_kind_of_device_that_is_not_there():
     env = os.environ | {"PJRT_DEVICE": "TPU"}
     code = "from datasel_wb.tpu_trainer import XLA; XLA()"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=patience(120))
     assert done.returncode == 1 and "ValueError: PJRT_DEVICE = 'TPU': no such device here" in done.stderr, done.stderr[-2000:]
