@@ -8,6 +8,8 @@ import pytest
 
 from longest import FILES, place
 
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")   # a step compiles in two thirds of the time, and runs as fast
+
 ALLOWED = ["needs CUDA", "this machine has CUDA"] + ([] if os.environ.get("DATASEL_DATA") else ["DATASEL_DATA names no folder"])   # beginnings of reasons
 SKIPS, WRONG = pytest.StashKey[Counter](), pytest.StashKey[list]()
 

@@ -15,7 +15,7 @@ from datasel_wb.loop import Recipe, Training
 from datasel_wb.trainer import fit
 from methods import DATA, METHODS
 
-recipe = Recipe(model="tiny_cnn", steps=120, batch_size=64, warmup_steps=2, ema_decay=0.9, device="xla", log_every=25, eval_every=60, save_every=10)
+recipe = Recipe(model="tiny_cnn", steps=40, batch_size=64, warmup_steps=2, ema_decay=0.9, device="xla", log_every=10, eval_every=20, save_every=5)
 augment = Augment(crop=1, cutout=2, mean=DATA.train.mean, std=DATA.train.std)
 
 
