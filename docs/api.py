@@ -27,7 +27,8 @@ def node_of(function) -> ast.FunctionDef:
 def unquoted(annotation):
     "The expression of an annotation in quotes; another one as it is."
     text = getattr(annotation, "value", None)
-    return ast.parse(text, mode="eval").body if isinstance(annotation, ast.Constant) and isinstance(text, str) else annotation
+    return (ast.parse(text, mode="eval").body if isinstance(annotation, ast.Constant) and isinstance(text, str)
+            else annotation)
 
 
 def call(function, skip_first: bool = False) -> str:

@@ -8,10 +8,11 @@
             page.screenshot("selected")                # tmp_path / selected.png
             assert page.errors == []
 
-One Chromium and one JupyterLab per process of pytest serve all of its tests: each gets a browser context and a workspace of its own, and its
-kernel ends with it. The server runs with its own folders for settings, workspaces and kernels, on 127.0.0.1; kernels inherit the environment
-of the tests (and the project of this folder). The browser reaches no other host: what it asks of one is in `page.blocked`. Tests that use it are
-skipped, with the reason, where there is no Chromium or no Playwright; `DATASEL_CHROMIUM` names another Chromium.
+One Chromium and one JupyterLab per process of pytest serve all of its tests: each gets a browser context and a
+workspace of its own, and its kernel ends with it. The server runs with its own folders for settings, workspaces
+and kernels, on 127.0.0.1; kernels inherit the environment of the tests (and the project of this folder). The
+browser reaches no other host: what it asks of one is in `page.blocked`. Tests that use it are skipped, with the
+reason, where there is no Chromium or no Playwright; `DATASEL_CHROMIUM` names another Chromium.
 """
 import ast
 import atexit
@@ -36,9 +37,11 @@ import pytest
 from waits import patience
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = os.environ.get("DATASEL_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-precise-memory-info"]
+CHROMIUM = (os.environ.get("DATASEL_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+            or shutil.which("google-chrome"))
+FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
+         "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--enable-precise-memory-info"]
 ENDINGS = ExitStack()   # what ends with the process: the servers, the browser, Playwright
 atexit.register(ENDINGS.close)   # conftest.py does it earlier
 SETTINGS = {   # of JupyterLab, by plugin
@@ -53,8 +56,9 @@ def notebook(
     *cells,   # source of its code cells
 ) -> Path:
     "Write a notebook; returns its path."
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata={"kernelspec": {
-        "name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [nbformat.v4.new_code_cell(c) for c in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
     return Path(path)
 
 
@@ -80,7 +84,8 @@ def server(
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | own | {"PYTHONPATH": path, "IPYTHONDIR": str(folder / "ipython")}
     with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen([python, "-m", *command], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=cwd or folder)
+        process = subprocess.Popen([python, "-m", *command], env=env, stdout=log, stderr=subprocess.STDOUT,
+                                   cwd=cwd or folder)
     try:
         until = time.monotonic() + patience(60)
         while time.monotonic() < until:
@@ -141,7 +146,8 @@ class Notebook:
     "A notebook open in JupyterLab or served by voila, with its kernel; `page` is Playwright's page."
 
     def __init__(self, page, errors, blocked, folder, runtime, kernel="*"):
-        self.page, self.errors, self.blocked, self.folder, self.runtime, self.kernel = page, errors, blocked, folder, runtime, kernel
+        self.page, self.errors, self.blocked = page, errors, blocked
+        self.folder, self.runtime, self.kernel = folder, runtime, kernel
         self.client = None
 
     def run_all(
@@ -149,9 +155,11 @@ class Notebook:
         timeout=patience(120),   # seconds
     ):
         "Run all cells and wait for the last; an error in a cell fails with its text."
-        self.page.evaluate("t => Promise.race([jupyterapp.commands.execute('notebook:run-all-cells'), new Promise(r => setTimeout(r, t))])",
+        self.page.evaluate("t => Promise.race([jupyterapp.commands.execute('notebook:run-all-cells'), "
+                           "new Promise(r => setTimeout(r, t))])",
                            timeout * 1000)
-        cells = self.page.evaluate("""() => jupyterapp.shell.currentWidget.content.model.sharedModel.cells.map(c => c.toJSON())
+        cells = self.page.evaluate("""() => jupyterapp.shell.currentWidget.content.model.sharedModel.cells
+            .map(c => c.toJSON())
             .filter(c => c.cell_type == 'code' && c.source.length)""")
         failed = [f"{o['ename']}: {o['evalue']}" for c in cells for o in c["outputs"] if o["output_type"] == "error"]
         assert not failed, failed[0]
@@ -184,7 +192,8 @@ class Notebook:
             self.client = BlockingKernelClient(connection_file=str(newest))
             self.client.load_connection_file()
             self.client.start_channels()
-        return self.client.execute(code, store_history=False, user_expressions=expressions, reply=True, timeout=timeout)["content"]
+        return self.client.execute(code, store_history=False, user_expressions=expressions, reply=True,
+                                   timeout=timeout)["content"]
 
     def close(self):
         "No more questions to the kernel."
@@ -206,7 +215,8 @@ class Notebook:
         name,   # "light" or "dark"
     ):
         "Switch JupyterLab's theme."
-        self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {name.title()}")
+        self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})",
+                           f"JupyterLab {name.title()}")
         self.page.wait_for_selector(f"body[data-jp-theme-light='{str(name == 'light').lower()}']", state="attached")
 
     def at(
@@ -275,7 +285,8 @@ class Notebook:
         source,   # of the active cell
     ):
         "Write the active cell of JupyterLab's notebook anew."
-        self.page.evaluate("code => jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel.setSource(code)", source)
+        self.page.evaluate(
+            "code => jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel.setSource(code)", source)
 
     def memory(self) -> dict:
         "Megabytes of the page: JavaScript's heap, and what its process (with its GPU process) holds."
@@ -284,7 +295,8 @@ class Notebook:
         heap = {m["name"]: m["value"] for m in metrics.send("Performance.getMetrics")["metrics"]}["JSHeapUsedSize"]
         rss = {"renderer": 0, "gpu-process": 0}
         for p in psutil.Process().children(recursive=True):
-            for kind in rss: rss[kind] = max(rss[kind], p.memory_info().rss) if f"--type={kind}" in " ".join(p.cmdline()) else rss[kind]
+            for kind in rss:
+                if f"--type={kind}" in " ".join(p.cmdline()): rss[kind] = max(rss[kind], p.memory_info().rss)
         return {"heap": round(heap / 2**20), **{kind: round(v / 2**20) for kind, v in rss.items()}}
 
 
@@ -327,8 +339,10 @@ def lab(
         path = Path(shutil.copy(notebook, work)).resolve()
         page.goto(f"{address}/lab/workspaces/{uuid.uuid4().hex}/tree{path}?token=t", timeout=patience(60) * 1000)
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=patience(60) * 1000)
-        page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady", timeout=patience(60) * 1000)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached", timeout=patience(60) * 1000)
+        page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady",
+                               timeout=patience(60) * 1000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached",
+                               timeout=patience(60) * 1000)
         page.keyboard.press("Control+b")   # no file browser
         kernel = page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
         notebook = Notebook(page, errors, blocked, folder, runtime, kernel)

@@ -1,10 +1,12 @@
-"""The table of rooms in CONTRIBUTING.md: modules in the order of imports, their lines and longest functions. `python tests/rooms.py` writes the figures anew."""
+"""The table of rooms in CONTRIBUTING.md: modules in the order of imports, their
+lines and longest functions. `python tests/rooms.py` writes the figures anew."""
 import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROW = re.compile(r"^\| (\d\d_\w+) \| (\w+) \| (?:(\d+) \| ([\w.]* \d+) \| )?(.*) \|$", re.M)   # notebook, module, lines, longest function, purpose
+# notebook, module, lines, longest function, purpose
+ROW = re.compile(r"^\| (\d\d_\w+) \| (\w+) \| (?:(\d+) \| ([\w.]* \d+) \| )?(.*) \|$", re.M)
 HEAD = "| notebook | module | {}its one responsibility |\n|---|---|{}---|\n"
 
 

@@ -31,8 +31,10 @@ from waits import patience
 ROOT = Path(__file__).resolve().parents[1]
 PAPERMILL, NOTEBOOK, HOME = ROOT / ".venv/bin/papermill", "nbs/run_dds.ipynb", ROOT / "papermill_runs"
 PARTS = {"data": DataRecipe, "train": Recipe, "dds": DDSRecipe}
-TINY = dict(recipe="quick", steps=40, warmup_steps=5, scorer_steps=40, scorer_warmup_steps=2, seeds=1, n_train=300, batch_size=64,
-            dropout=0.1, crop=1, eval_every=20, save_every=10, log_every=5)   # 4 batches per epoch: checkpoints in mid-epoch
+TINY = dict(recipe="quick", steps=40, warmup_steps=5, scorer_steps=40, scorer_warmup_steps=2, seeds=1, n_train=300,
+            batch_size=64,
+            # 4 batches per epoch: checkpoints in mid-epoch
+            dropout=0.1, crop=1, eval_every=20, save_every=10, log_every=5)
 
 wrapped = pytest.mark.skipif(not PAPERMILL.exists() or "datasel_wb" not in PAPERMILL.read_text(),
                              reason="no papermill wrapper in .venv; `make test` writes it")
@@ -51,11 +53,13 @@ class Command:
         self.tty = None
         if stdin == "tty":
             self.tty, inner = pty.openpty()
-            self.process = subprocess.Popen(line, cwd=ROOT, env=env, stdin=inner, stdout=inner, stderr=inner, start_new_session=True)
+            self.process = subprocess.Popen(line, cwd=ROOT, env=env, stdin=inner, stdout=inner, stderr=inner,
+                                            start_new_session=True)
             os.close(inner)
         else:
             with open(self.out, "wb") as out, open(self.err, "wb") as err:
-                self.process = subprocess.Popen(line, cwd=ROOT, env=env, stdin=stdin, stdout=out, stderr=err, start_new_session=True)
+                self.process = subprocess.Popen(line, cwd=ROOT, env=env, stdin=stdin, stdout=out, stderr=err,
+                                                start_new_session=True)
 
     @property
     def folder(self): return HOME / self.name
@@ -83,12 +87,14 @@ class Command:
         "Until the run folder holds `file`."
         until = time.monotonic() + seconds
         while not (self.folder / file).exists():
-            assert self.process.poll() is None, f"ended before {file} was there:\n{self.text()[-1000:]}\n{self.errors()[-3000:]}"
+            assert self.process.poll() is None, (
+                f"ended before {file} was there:\n{self.text()[-1000:]}\n{self.errors()[-3000:]}")
             assert time.monotonic() < until, f"no {file} after {seconds} s:\n{self.errors()[-3000:]}"
             time.sleep(0.003)
 
     def kernel(self):
-        return next(p for p in psutil.Process(self.process.pid).children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline()))
+        return next(p for p in psutil.Process(self.process.pid).children(recursive=True)
+                    if "ipykernel_launcher" in " ".join(p.cmdline()))
 
     def end(self):
         "kill -9 of everything that is left, and no trace in the project's folder of runs except the run itself."
@@ -154,7 +160,9 @@ def killed(start):
         command.unfinished = not (command.folder / "result.json").exists()
         command.steps = Checkpoints(command.folder / f"{part}-0/checkpoints").load()["step"]
         command.notebook = (command.folder / "run.ipynb").exists()
-        try: runs.open_run(resolve(name=name, **TINY), "dds-")        # a second process, while the first still has the folder
+        try:
+            # a second process, while the first still has the folder
+            runs.open_run(resolve(name=name, **TINY), "dds-")
         except ValueError as e: command.refusal = str(e)
         else: command.refusal = ""
         command.end()
@@ -174,18 +182,21 @@ def resumed(start, killed, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(start, tmp_path_factory):
-    "The same settings under a third name, stopped by SIGTERM in two trainings and started again; only papermill gets it the second time."
+    "The same settings under a third name, stopped by SIGTERM in two trainings; only papermill gets the second."
     name, commands = fresh("stopped"), []
-    for part, output in (("supervised", None), ("dds", tmp_path_factory.mktemp("stopped") / "mine.ipynb"), (None, tmp_path_factory.mktemp("ended") / "mine.ipynb")):
+    for part, output in (("supervised", None), ("dds", tmp_path_factory.mktemp("stopped") / "mine.ipynb"),
+                         (None, tmp_path_factory.mktemp("ended") / "mine.ipynb")):
         command = start(name=name, output=output, **TINY)
         if part:
             command.wait_for(f"{part}-0/checkpoints/checkpoints.json")
             clock = time.monotonic()
-            if not output: os.kill(command.kernel().pid, signal.SIGTERM)    # as when a service manager signals every process
+            if not output:
+                os.kill(command.kernel().pid, signal.SIGTERM)    # as when a service manager signals every process
             command.process.send_signal(signal.SIGTERM)
         command.status, command.output = command.finish(), output or command.folder / "run.ipynb"
         if part:
-            command.seconds, command.unfinished = time.monotonic() - clock, not (command.folder / "result.json").exists()
+            command.seconds = time.monotonic() - clock
+            command.unfinished = not (command.folder / "result.json").exists()
             command.executed = code_cells(command.output)
             command.steps = Checkpoints(command.folder / f"{part}-0/checkpoints").load()["step"]
         commands.append(command)
@@ -210,7 +221,8 @@ def test_in_a_terminal(whole):
 
 @wrapped
 def test_run_folder(whole):
-    assert {"recipe.json", "result.json", "metrics.parquet", "examples.parquet", "run.ipynb"} <= {p.name for p in whole.folder.iterdir()}
+    assert ({"recipe.json", "result.json", "metrics.parquet", "examples.parquet",
+             "run.ipynb"} <= {p.name for p in whole.folder.iterdir()})
     for part in ("supervised-0", "uniform-0", "dds-0"):
         assert (whole.folder / part / "checkpoints/checkpoints.json").exists()
         assert any((whole.folder / part / "tb").glob("events.*"))
@@ -228,18 +240,21 @@ def test_executed_notebook(whole):
     path = whole.folder / "run.ipynb"
     assert path.is_file() and not path.is_symlink()
     cells = code_cells(path)
-    assert all(c["execution_count"] for c in cells) and not any(o["output_type"] == "error" for c in cells for o in c["outputs"])
+    assert all(c["execution_count"] for c in cells)
+    assert not any(o["output_type"] == "error" for c in cells for o in c["outputs"])
     assert any("injected-parameters" in c["metadata"]["tags"] and "steps = 40" in "".join(c["source"]) for c in cells)
-    pictures = [o for c in cells for o in c["outputs"] if any(m.startswith(("image/", "application/vnd.vega")) for m in o.get("data", {}))]
-    assert len(pictures) >= 8                                          # data, comparison, curves, weights, scores, two grids
+    pictures = [o for c in cells for o in c["outputs"]
+                if any(m.startswith(("image/", "application/vnd.vega")) for m in o.get("data", {}))]
+    # data, comparison, curves, weights, scores, two grids
+    assert len(pictures) >= 8
     assert any("accuracy, %" in str(o.get("data", {}).get("text/html", "")) for c in cells for o in c["outputs"])
 
 
 @wrapped
 def test_published_recipe_when_steps_are_given(start):
     "The literal command; the overrides only make it start at once, without CIFAR-10."
-    command = start(steps=150_000, name=fresh("published"), dataset="digits", model="tiny_cnn", batch_size=64, n_train=300, dev_size=100,
-                    crop=1, cutout=0, log_every=5, save_every=10)
+    command = start(steps=150_000, name=fresh("published"), dataset="digits", model="tiny_cnn", batch_size=64,
+                    n_train=300, dev_size=100, crop=1, cutout=0, log_every=5, save_every=10)
     command.wait_for("supervised-0/checkpoints/checkpoints.json")
     settings = json.loads((command.folder / "recipe.json").read_text())["settings"]
     assert (settings["recipe"], settings["steps"], settings["scorer_steps"]) == ("cifar10-wrn28-10", 150_000, 100_000)
@@ -247,7 +262,8 @@ def test_published_recipe_when_steps_are_given(start):
     assert len(pd.read_parquet(command.folder / "supervised-0/metrics.parquet")) > 0
     assert code_cells(command.folder / "run.ipynb")
     kernel = command.kernel()
-    os.killpg(command.process.pid, signal.SIGKILL)                     # what a user's kill reaches: the kernel has a session of its own
+    # what a user's kill reaches: the kernel has a session of its own
+    os.killpg(command.process.pid, signal.SIGKILL)
     command.process.wait(patience(10))
     try: kernel.wait(patience(20))
     except psutil.TimeoutExpired:
@@ -293,7 +309,8 @@ def differences(a, b, at=""):
         if "log" in a: a, b = ({**s, "log": unpacked(s["log"])} for s in (a, b))
         return [d for k in a if k != "seconds" for d in differences(a[k], b[k], f"{at}/{k}")]
     if isinstance(a, (list, tuple)):
-        return [f"{at}: length"] if len(a) != len(b) else [d for i, (p, q) in enumerate(zip(a, b)) for d in differences(p, q, f"{at}/{i}")]
+        return ([f"{at}: length"] if len(a) != len(b)
+                else [d for i, (p, q) in enumerate(zip(a, b)) for d in differences(p, q, f"{at}/{i}")])
     return [] if a == b or (a != a and b != b) else [f"{at}: {a!r}, {b!r}"]
 
 
@@ -306,7 +323,8 @@ def test_resumed_equals_uninterrupted(whole, resumed):
         assert differences(a, b) == [], part
         if part == "dds-0": assert a["parts"]["selector"], "no state of the scorer"
     for name in ("metrics", "examples"):
-        a, b = (pd.read_parquet(c.folder / f"{name}.parquet").drop(columns="seconds", errors="ignore") for c in (whole, resumed))
+        a, b = (pd.read_parquet(c.folder / f"{name}.parquet").drop(columns="seconds", errors="ignore")
+                for c in (whole, resumed))
         pd.testing.assert_frame_equal(a, b, check_exact=True)
     a, b = (json.loads((c.folder / "result.json").read_text())["methods"] for c in (whole, resumed))
     for method in a: assert all(a[method][k] == b[method][k] for k in ("accuracy", "examples", "seed"))
@@ -327,9 +345,11 @@ def test_sigterm_ends_the_notebook_without_failure(stopped):
     for c in stopped[:2]:
         assert c.status == 0 and c.seconds < patience(30) and c.unfinished, c.errors()[-3000:]
         last = max(i for i, cell in enumerate(c.executed) if cell["execution_count"])
-        assert last < len(c.executed) - 1 and not any(cell["outputs"] for cell in c.executed[last + 1:])    # no later cell runs
+        # no later cell runs
+        assert last < len(c.executed) - 1 and not any(cell["outputs"] for cell in c.executed[last + 1:])
         assert f"stopped by SIGTERM at step {c.steps}; the same command goes on from there" in printed(c.executed[last])
-        errors = [(o["ename"], o["evalue"]) for cell in c.executed for o in cell["outputs"] if o["output_type"] == "error"]
+        errors = [(o["ename"], o["evalue"]) for cell in c.executed
+                  for o in cell["outputs"] if o["output_type"] == "error"]
         assert errors == [("SystemExit", "0")] and any("data" in o for cell in c.executed for o in cell["outputs"])
         assert not c.waiting.exists() and not c.waiting.is_symlink()
     assert "stopped by SIGTERM" in stopped[0].errors() and f"run folder: {stopped[0].folder}" in stopped[0].text()
@@ -344,7 +364,8 @@ def test_stopped_equals_uninterrupted(whole, stopped):
         assert differences(a.load(), b.load()) == [], part
         assert a.manifest["best"]["step"] == b.manifest["best"]["step"]
     for name in ("metrics", "examples"):
-        a, b = (pd.read_parquet(c.folder / f"{name}.parquet").drop(columns="seconds", errors="ignore") for c in (whole, stopped[2]))
+        a, b = (pd.read_parquet(c.folder / f"{name}.parquet").drop(columns="seconds", errors="ignore")
+                for c in (whole, stopped[2]))
         pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
@@ -372,7 +393,8 @@ def test_sigterm_before_the_run_has_begun(start):
         time.sleep(0.05)
     assert not command.folder.exists()
     command.process.send_signal(signal.SIGTERM)
-    assert command.finish(patience(30)) == 138, command.errors()[-3000:]             # papermill's status for a dead kernel
+    # papermill's status for a dead kernel
+    assert command.finish(patience(30)) == 138, command.errors()[-3000:]
     assert "Kernel died" in command.errors() and not command.folder.exists() and not command.waiting.exists()
 
 
@@ -380,7 +402,7 @@ def test_sigterm_before_the_run_has_begun(start):
 
 @pytest.fixture(scope="module")
 def misspelt(start, tmp_path_factory):
-    "A misspelt parameter; besides, a killed command of the same process number has left its link to another run's notebook."
+    "A misspelt parameter; a killed command of the same process number has left its link to another run's notebook."
     victim = tmp_path_factory.mktemp("victim") / "run.ipynb"
     victim.write_text("another run's notebook")
     command = start(name=fresh("misspelt"), batchsize=64, before=f"ln -s '{victim}' papermill_runs/.waiting-$$.ipynb")
@@ -440,8 +462,10 @@ def test_bad_input_stops_before_training(given, message):
 
 def test_data_set_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.delenv("DATASEL_DATA", raising=False)
-    with pytest.raises(ValueError, match="dataset = 'cifar10': set data_dir, or the environment variable DATASEL_DATA"): load_data(resolve(steps=9000).data)
-    with pytest.raises(ValueError, match=f"dataset = 'cifar10': not found in {tmp_path}"): load_data(resolve(steps=9000, data_dir=str(tmp_path)).data)
+    with pytest.raises(ValueError, match="dataset = 'cifar10': set data_dir, or the environment variable DATASEL_DATA"):
+        load_data(resolve(steps=9000).data)
+    with pytest.raises(ValueError, match=f"dataset = 'cifar10': not found in {tmp_path}"):
+        load_data(resolve(steps=9000, data_dir=str(tmp_path)).data)
 
 
 def test_empty_class_folder(tmp_path):
@@ -462,7 +486,8 @@ def test_scorer_checkpoint_of_another_model(tmp_path):
     other = resolve(**TINY | {"model": "small_cnn"})
     with pytest.raises(ValueError, match="tiny: the checkpoint is of another model than small_cnn; .* there, .* here"):
         saved_model(tmp_path / "tiny", other.train, data.train)
-    with pytest.raises(ValueError, match="nothing: has no checkpoints/ of a training"): saved_model(tmp_path / "nothing", other.train, data.train)
+    with pytest.raises(ValueError, match="nothing: has no checkpoints/ of a training"):
+        saved_model(tmp_path / "nothing", other.train, data.train)
 
 
 def test_folder_that_holds_another_run(tmp_path):
@@ -485,9 +510,11 @@ def test_help_lists_the_parameters(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("line, wants", [
-    ("nbs/run_dds.ipynb", True), ("nbs/run_dds.ipynb -p steps 150000", True), ("-p steps 150000 nbs/run_dds.ipynb", True),
-    ("nbs/run_dds.ipynb out.ipynb", False), ("-p steps 9 nbs/run_dds.ipynb out.ipynb", False), ("--help-notebook nbs/run_dds.ipynb", False),
-    ("nbs/11_runs.ipynb", False), ("elsewhere/run_dds.ipynb", False), ("--version", False), ("--help", False), ("", False)])
+    ("nbs/run_dds.ipynb", True), ("nbs/run_dds.ipynb -p steps 150000", True),
+    ("-p steps 150000 nbs/run_dds.ipynb", True), ("nbs/run_dds.ipynb out.ipynb", False),
+    ("-p steps 9 nbs/run_dds.ipynb out.ipynb", False), ("--help-notebook nbs/run_dds.ipynb", False),
+    ("nbs/11_runs.ipynb", False), ("elsewhere/run_dds.ipynb", False), ("--version", False), ("--help", False),
+    ("", False)])
 def test_which_commands_get_a_run_folder(line, wants, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert runs.wants_run_folder(line.split()) is wants
@@ -496,19 +523,23 @@ def test_which_commands_get_a_run_folder(line, wants, monkeypatch):
 @wrapped
 def test_papermill_without_the_project(tmp_path):
     wrapper = tmp_path / "papermill"
-    wrapper.write_text("import sys; sys.modules['datasel_wb'] = None   # as if it were uninstalled\n" + PAPERMILL.read_text())
-    done = subprocess.run([PAPERMILL.parent / "python", wrapper, "--version"], capture_output=True, text=True, cwd=tmp_path, timeout=patience(60))
+    wrapper.write_text("import sys; sys.modules['datasel_wb'] = None   # as if it were uninstalled\n"
+                       + PAPERMILL.read_text())
+    done = subprocess.run([PAPERMILL.parent / "python", wrapper, "--version"], capture_output=True, text=True,
+                          cwd=tmp_path, timeout=patience(60))
     assert done.returncode == 0 and re.match(r"\d+\.\d+", done.stdout) and not done.stderr, done.stderr
 
 
 @wrapped
 def test_nbdev_clean_leaves_nothing_of_widgets(tmp_path):
     "A stored view is the id of a model in a kernel that is gone; what a reader can use stays."
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import ipywidgets\nprint('before')\nipywidgets.IntSlider(3)")])
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("import ipywidgets\nprint('before')\nipywidgets.IntSlider(3)")])
     nbclient.NotebookClient(nb).execute()
     assert "widget-view" in str(nb) and nb.metadata.widgets
     nbformat.write(nb, tmp_path / "widget.ipynb")
-    subprocess.run([PAPERMILL.parent / "nbdev_clean", "--fname", tmp_path / "widget.ipynb"], check=True, cwd=ROOT, timeout=patience(120))
+    subprocess.run([PAPERMILL.parent / "nbdev_clean", "--fname", tmp_path / "widget.ipynb"], check=True, cwd=ROOT,
+                   timeout=patience(120))
     cleaned = nbformat.read(tmp_path / "widget.ipynb", 4)
     assert "widgets" not in cleaned.metadata and "widget-view" not in str(cleaned)
     printed, shown = cleaned.cells[0].outputs

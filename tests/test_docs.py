@@ -1,4 +1,5 @@
-"""The docs site: built by the command of `make docs`, then every page opened in Chromium, which sees no host but this one."""
+"""The docs site: built by the command of `make docs`, then every
+page opened in Chromium, which sees no host but this one."""
 import functools
 import http.server
 import json
@@ -15,8 +16,12 @@ from waits import patience
 
 ROOT = Path(__file__).resolve().parents[1]
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
-SERIOUS = """async (contrast) => (await axe.run(document, {resultTypes: ["violations"], rules: {"color-contrast": {enabled: contrast}}})).violations
-    .filter(v => ["serious", "critical"].includes(v.impact) || v.id === "heading-order").map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)])"""
+SERIOUS = """async (contrast) => {
+    const options = {resultTypes: ["violations"], rules: {"color-contrast": {enabled: contrast}}};
+    return (await axe.run(document, options)).violations
+        .filter(v => ["serious", "critical"].includes(v.impact) || v.id === "heading-order")
+        .map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)]);
+}"""
 DRAWN = """() => ({
     charts: document.querySelectorAll("figure.chart").length,
     drawn: [...document.querySelectorAll("figure.chart canvas")].filter(c => c.width > 50 && c.height > 50).length,
@@ -28,8 +33,11 @@ DRAWN = """() => ({
     ids: [...document.querySelectorAll("[id]")].map(e => e.id),
     links: [...document.querySelectorAll("a[href]")].map(a => a.href)})"""
 READY = "async () => { await window.MathJax?.startup?.promise; await window.chartsDrawn; }"
-# axe's time goes into the coloured words of code, nine elements in ten, and into contrast; both come from one style sheet: test_contrast looks at them
-PLAIN_CODE = """() => { for (const code of document.querySelectorAll(".highlight pre")) code.textContent = code.textContent; }"""
+# axe's time goes into the coloured words of code, nine elements in ten, and into contrast; both come from one style
+# sheet: test_contrast looks at them
+PLAIN_CODE = """() => {
+    for (const code of document.querySelectorAll(".highlight pre")) code.textContent = code.textContent;
+}"""
 PHONE = "() => document.documentElement.scrollWidth <= innerWidth"
 
 
@@ -82,7 +90,7 @@ def test_every_notebook_and_module_has_a_page(site):
 
 @pytest.mark.browser
 def test_every_page_in_a_browser(site, browser):
-    "Nothing fails, nothing is asked of others, charts and formulas are drawn, links lead somewhere, axe is content, a phone is enough."
+    "Nothing fails or asks others; charts and formulas are drawn, links lead somewhere, axe is content, so is a phone."
     out, address = site
     wrong, ids, links = {}, {}, {}
     complaints = []
@@ -93,7 +101,8 @@ def test_every_page_in_a_browser(site, browser):
         page.evaluate(READY)
         seen = page.evaluate(DRAWN)
         ids[file.name], links[file.name] = set(seen.pop("ids")), seen.pop("links")
-        if seen["charts"] != seen["drawn"] or seen["formulas"] != seen["typeset"] or seen["wrong"] or seen["blank"] or seen["silent"]:
+        if (seen["charts"] != seen["drawn"] or seen["formulas"] != seen["typeset"] or seen["wrong"] or seen["blank"]
+            or seen["silent"]):
             complaints.append(seen)
         page.set_viewport_size({"width": 390, "height": 844})
         if not page.evaluate(PHONE): complaints.append("wider than a phone")
@@ -142,4 +151,5 @@ def test_a_notebook_without_a_place_is_an_error():
     try: import pages
     finally: sys.path.pop(0)
     assert pages.sections(["index", "00_core", "run_dds"])["library"] == ["00_core"]
-    with pytest.raises(ValueError, match="notebooks stray: in no section"): pages.sections(["index", "00_core", "stray"])
+    with pytest.raises(ValueError, match="notebooks stray: in no section"):
+        pages.sections(["index", "00_core", "stray"])

@@ -51,7 +51,8 @@ def count(a: list, losses: list) -> dict:
         if not right: last_wrong = t + 1
         if t and a[t - 1] and not right: events += 1
         if t: rise = max(rise, losses[t] - losses[t - 1])
-    return {"forgetting_events": events if first >= 0 else len(a), "first_learned": first, "presentations_to_learn": last_wrong, "max_loss_increase": rise,
+    return {"forgetting_events": events if first >= 0 else len(a), "first_learned": first,
+            "presentations_to_learn": last_wrong, "max_loss_increase": rise,
             "unforgettable": first >= 0 and events == 0}
 
 
@@ -99,14 +100,17 @@ def test_functions_of_empty_histories():
     assert [getattr(S, f)(none).tolist() for f in count([], [])] == [[v] * 2 for v in count([], []).values()]
 
 
-@pytest.mark.parametrize("name", ["forgetting", "first_learned", "presentations_to_learn", "max_loss_increase", "unforgettable"])
+@pytest.mark.parametrize("name", ["forgetting", "first_learned", "presentations_to_learn", "max_loss_increase",
+                                  "unforgettable"])
 def test_online_scores_equal_a_plain_count(fed, ragged, name):
     by_book = [row["forgetting_events" if name == "forgetting" else name] for row in plain(ragged)]
-    if name == "first_learned": by_book = [math.inf if t == -1 else t for t in by_book]   # never learned: sorts as the hardest
+    if name == "first_learned":
+        by_book = [math.inf if t == -1 else t for t in by_book]   # never learned: sorts as the hardest
     seen = ragged[0] > 0
     score = fed.scores()[name]
     assert score[seen].tolist() == [v for v, s in zip(by_book, seen) if s]
-    assert score.dtype == torch.bool and not score[~seen].any() if name == "unforgettable" else score[~seen].isnan().all()
+    assert (score.dtype == torch.bool and not score[~seen].any() if name == "unforgettable"
+            else score[~seen].isnan().all())
     assert np.array_equal(fed.table()[name].to_numpy(), score.numpy(), equal_nan=True)
 
 
@@ -123,15 +127,18 @@ def test_online_means_equal_those_of_the_batches():
             k, z = y[i].item(), logits.bfloat16()[b].tolist()
             others = [v for j, v in enumerate(z) if j != k]
             error = math.sqrt(sum((q - (j == k)) ** 2 for j, q in enumerate(p[b])))
-            seen[i].append((p[b][k], error, z[k] - max(others), z[k] > max(others), losses[b].item(), 2 * weights[b].item()))
+            seen[i].append((p[b][k], error, z[k] - max(others), z[k] > max(others), losses[b].item(),
+                            2 * weights[b].item()))
     table = dyn.table()
     for i, rows in seen.items():
         c, e, m, a, ls, w = np.array(rows, dtype=float).T
         got = table.loc[i]
-        assert got[["confidence", "el2n", "margin", "correct_mean", "loss_mean", "weight_mean"]].tolist() == pytest.approx(
+        assert got[["confidence", "el2n", "margin", "correct_mean", "loss_mean",
+                    "weight_mean"]].tolist() == pytest.approx(
             [c.mean(), e.mean(), m.mean(), a.mean(), ls.mean(), w.mean()], rel=1e-5)
         assert got.confidence_spread == pytest.approx(c.std(), abs=1e-3)
-        assert got[["correct_last", "loss_last", "weight_last"]].tolist() == pytest.approx([a[-1], ls[-1], w[-1]], rel=1e-6)
+        assert (got[["correct_last", "loss_last", "weight_last"]].tolist()
+                == pytest.approx([a[-1], ls[-1], w[-1]], rel=1e-6))
         assert got.presentations == len(rows)
     assert table.loc[3].drop(["id", "presentations", "unforgettable"]).isna().all() and table.presentations[3] == 0
 
@@ -145,7 +152,8 @@ def test_groups_are_those_of_the_batches():
             idx, weights = torch.randperm(60, generator=g)[:16], torch.rand(16, generator=g)
             dyn.record(idx, torch.randn(16, C, generator=g), torch.rand(16), y[idx], weights)
             for i, w in zip(idx.tolist(), weights.tolist()):
-                for group in ("class/" + "abc"[y[i]], "noisy" if noisy[i] else "clean"): shares[f"weight/{group}"].append(16 * w)
+                for group in ("class/" + "abc"[y[i]], "noisy" if noisy[i] else "clean"):
+                    shares[f"weight/{group}"].append(16 * w)
         assert dyn.read_groups() == pytest.approx({k: np.mean(v) for k, v in shares.items()}, rel=1e-5)
     assert dyn.read_groups() == {}
 
@@ -177,7 +185,8 @@ def test_a_hundred_thousand_examples_are_recorded_quickly():
     begin = time.perf_counter()
     for ids in torch.randperm(n, generator=g).split(128):
         dyn.record(ids, logits[:len(ids)], losses[:len(ids)], y[ids], None)
-    assert (dyn.column("presentations") == 1).all() and time.perf_counter() - begin < 10 * slowness()    # 0.3 s on a free core
+    # 0.3 s on a free core
+    assert (dyn.column("presentations") == 1).all() and time.perf_counter() - begin < 10 * slowness()
     assert len(dyn.table()) == n
 
 
@@ -199,7 +208,7 @@ def test_history_keeps_the_first_presentations_only(ragged):
 
 
 def test_mapped_history_equals_that_in_memory_and_survives_a_kill(tmp_path, ragged):
-    "A process is killed after its checkpoint, with later entries already in the files; the resumed run overwrites them."
+    "A process is killed after its checkpoint, later entries are already in the files; the resumed run overwrites them."
     shown, correct, losses = (t[:80] for t in ragged)
     y = torch.arange(80) % C
     def make(folder=None): return Dynamics(y, ("a", "b", "c"), history=T, folder=folder)
@@ -228,19 +237,23 @@ os.kill(os.getpid(), signal.SIGKILL)
     fresh = make(tmp_path)                                             # a new run over old files sees nothing of them
     assert fresh.history("loss").isnan().all()
     feed(fresh, y, shown, correct, losses, generator(6), batch=16)
-    for name in History.NAMES: assert torch.equal(fresh.history(name).nan_to_num(-1), memory.history(name).nan_to_num(-1))
+    for name in History.NAMES:
+        assert torch.equal(fresh.history(name).nan_to_num(-1), memory.history(name).nan_to_num(-1))
     again = make(tmp_path)
     again.load_state_dict(fresh.state_dict())
-    for name in History.NAMES: assert torch.equal(again.history(name).nan_to_num(-1), memory.history(name).nan_to_num(-1))
+    for name in History.NAMES:
+        assert torch.equal(again.history(name).nan_to_num(-1), memory.history(name).nan_to_num(-1))
 
 
 def test_history_errors(tmp_path):
     y = torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match="history = 0"): Dynamics(y, ("a",)).history("loss")
-    with pytest.raises(ValueError, match="'entropy': must be one of loss, correct, margin"): Dynamics(y, ("a",), history=1).history("entropy")
+    with pytest.raises(ValueError, match="'entropy': must be one of loss, correct, margin"):
+        Dynamics(y, ("a",), history=1).history("entropy")
     with pytest.raises(ValueError, match="history = -1"): Dynamics(y, ("a",), history=-1)
     Dynamics(y, ("a",), history=2, folder=tmp_path / "new")
-    with pytest.raises(ValueError, match="history_loss.f32 = 48 bytes: must have 64"): Dynamics(y, ("a",), history=3, folder=tmp_path / "new")
+    with pytest.raises(ValueError, match="history_loss.f32 = 48 bytes: must have 64"):
+        Dynamics(y, ("a",), history=3, folder=tmp_path / "new")
 
 
 @pytest.mark.parametrize("history", [0, T])
@@ -288,7 +301,8 @@ def test_el2n_is_the_norm_of_the_gradient_by_the_logits():
 @pytest.mark.parametrize("frozen", [False, True])
 def test_grand_equals_one_backward_pass_per_example(frozen):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * 16, 5)).double()
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3),
+                        nn.Linear(4 * 16, 5)).double()
     x, y = torch.randn(11, 2, 6, 6, dtype=torch.float64), torch.randint(5, (11,))
     for _ in range(3): net(x)
     net[0].requires_grad_(not frozen)
@@ -307,12 +321,13 @@ def test_grand_equals_one_backward_pass_per_example(frozen):
 # ---- seeds, ranking, noise
 
 def test_merge_scores():
-    a = pd.DataFrame({"id": [4, 1, 7], "forgetting": [1.0, 0.0, 9.0], "margin": [0.5, 1.0, -1.0], "unforgettable": [False, True, False],
-                      "class": ["x", "y", "z"]})
+    a = pd.DataFrame({"id": [4, 1, 7], "forgetting": [1.0, 0.0, 9.0], "margin": [0.5, 1.0, -1.0],
+                      "unforgettable": [False, True, False], "class": ["x", "y", "z"]})
     b = a.iloc[[2, 0, 1]].assign(forgetting=[8.0, 3.0, 1.0], unforgettable=False).reset_index(drop=True)
     both = merge_scores([a, b])
     assert list(both) == ["id", "forgetting", "unforgettable", "margin"] and both.id.tolist() == [4, 1, 7]
-    assert both.forgetting.tolist() == [4, 1, 17] and both.margin.tolist() == [0.5, 1, -1] and both.unforgettable.tolist() == [0, 0.5, 0]
+    assert both.forgetting.tolist() == [4, 1, 17] and both.margin.tolist() == [0.5, 1, -1]
+    assert both.unforgettable.tolist() == [0, 0.5, 0]
     assert list(merge_scores([a, b], scores=("margin",))) == ["id", "margin"]
     for other in (a[:2], a.assign(id=[4, 1, 8]), a.assign(id=[4, 4, 1])):
         with pytest.raises(ValueError, match=r"frames\[1\].id"): merge_scores([a, other])
@@ -324,7 +339,8 @@ def test_merge_scores():
 def test_merged_tables_of_runs(fed):
     both = merge_scores([fed.table(), fed.table()])
     assert np.array_equal(both.forgetting, 2 * fed.scores()["forgetting"].numpy(), equal_nan=True) and len(both) == N
-    assert set(both) == {"id", "presentations", *fed.scores()} and np.array_equal(both.presentations, fed.table().presentations)
+    assert set(both) == {"id", "presentations", *fed.scores()}
+    assert np.array_equal(both.presentations, fed.table().presentations)
 
 
 def test_rank_is_stable_and_refuses_nan():
@@ -450,4 +466,5 @@ def test_damaged_and_missing_files(tmp_path):
         (tmp_path / "cut.pkl").write_bytes(whole[:k])
         with pytest.raises(ValueError, match="cut.pkl cannot be read"): read_stats_dict(tmp_path / "cut.pkl")
     with pytest.raises(FileNotFoundError): read_stats_dict(tmp_path / "none.pkl")
-    assert read_stats_dict(write(tmp_path / "f.pkl", {0: GOOD}), n=3)["loss"].isnan().all(1).tolist() == [False, True, True]
+    assert read_stats_dict(write(tmp_path / "f.pkl", {0: GOOD}),
+                           n=3)["loss"].isnan().all(1).tolist() == [False, True, True]

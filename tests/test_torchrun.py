@@ -1,4 +1,5 @@
-"""Two processes under torchrun against one, in float64: the same weights, records and method state for every method; resume."""
+"""Two processes under torchrun against one, in float64: the same
+weights, records and method state for every method; resume."""
 import json
 import os
 import shutil
@@ -24,7 +25,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def start(*command):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    return subprocess.Popen([str(c) for c in command], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([str(c) for c in command], env=env, cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
 
 
 def end(process, status=0):
@@ -37,7 +39,8 @@ def end(process, status=0):
 def trained(tmp_path_factory):
     "What one and what two processes saved, method by method."
     folder = tmp_path_factory.mktemp("torchrun")
-    jobs = [start(*command, JOB, "each", folder / f"{n}.pt") for n, command in ((1, [sys.executable]), (2, [*TORCHRUN, 2]))]
+    jobs = [start(*command, JOB, "each", folder / f"{n}.pt")
+            for n, command in ((1, [sys.executable]), (2, [*TORCHRUN, 2]))]
     for job in jobs: end(job)
     return [torch.load(folder / f"{n}.pt", weights_only=True) for n in (1, 2)]
 
@@ -47,17 +50,21 @@ def test_two_processes_equal_one(trained, method):
     one, two = (t[method] for t in trained)
     assert one.keys() == two.keys() and one["passes"] == two["passes"]
     for name, a in one.items():
-        if isinstance(a, torch.Tensor): torch.testing.assert_close(two[name], a, rtol=1e-12, atol=1e-12, equal_nan=True, msg=lambda m: f"{name}: {m}")
-    for split, values in one["results"].items(): assert two["results"][split] == pytest.approx(values, rel=1e-5)   # summed in float32 logits
+        if isinstance(a, torch.Tensor):
+            torch.testing.assert_close(two[name], a, rtol=1e-12, atol=1e-12, equal_nan=True,
+                                       msg=lambda m: f"{name}: {m}")
+    for split, values in one["results"].items():
+        assert two["results"][split] == pytest.approx(values, rel=1e-5)   # summed in float32 logits
     for name, value in one["scores"].items():
-        if "auroc" not in name: assert two["scores"][name] == pytest.approx(value, rel=1e-6, nan_ok=True)       # ties among equal scores
+        if "auroc" not in name:
+            assert two["scores"][name] == pytest.approx(value, rel=1e-6, nan_ok=True)       # ties among equal scores
 
 
 def checkpoint(folder): return Checkpoints(folder / "checkpoints", write=False).load()
 
 
 def stopped(folder, dropout):
-    "Two processes, stopped by SIGTERM after the first checkpoint; torchrun passes it on and itself ends with a failure."
+    "Two processes, stopped by SIGTERM after the first checkpoint; torchrun passes it on and ends with a failure."
     process, manifest = start(*TORCHRUN, 2, JOB, "whole", folder, dropout), folder / "checkpoints" / "checkpoints.json"
     while not manifest.exists() and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -77,8 +84,11 @@ def test_stopped_with_two_processes_and_resumed(tmp_path, processes, dropout):
     a, b = checkpoint(whole), checkpoint(both)
     assert a["step"] == b["step"] == 120
     for part in ("model", "ema", "dynamics"):
-        for k, t in a["parts"][part].items(): torch.testing.assert_close(b["parts"][part][k], t, rtol=1e-6, atol=1e-6, equal_nan=True, msg=lambda m: f"{part} {k}: {m}")
-    assert {p.relative_to(both).parts[0] for p in both.rglob("*")} == {"checkpoints", "examples.parquet", "metrics.parquet", "tb"}
+        for k, t in a["parts"][part].items():
+            torch.testing.assert_close(b["parts"][part][k], t, rtol=1e-6, atol=1e-6, equal_nan=True,
+                                       msg=lambda m: f"{part} {k}: {m}")
+    assert {p.relative_to(both).parts[0] for p in both.rglob("*")} == {"checkpoints", "examples.parquet",
+                                                                       "metrics.parquet", "tb"}
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +106,12 @@ def test_what_processes_cannot_share_is_refused(refused, said):
 def test_the_notebook_in_two_processes():
     "papermill under torchrun: one run folder with one notebook."
     name, papermill = f"test-torchrun-{uuid.uuid4().hex[:8]}", ROOT / ".venv/bin/papermill"
-    if not papermill.exists() or "datasel_wb" not in papermill.read_text(): pytest.skip("no papermill wrapper in .venv; `make test` writes it")
+    if not papermill.exists() or "datasel_wb" not in papermill.read_text():
+        pytest.skip("no papermill wrapper in .venv; `make test` writes it")
     settings = dict(device="cpu", recipe="quick", steps=40, warmup_steps=5, scorer_steps=30, seeds=1, name=name)
     try:
-        end(start(*TORCHRUN, 2, "--no-python", papermill, "nbs/run_dds.ipynb", *(a for k, v in settings.items() for a in ("-p", k, v))))
+        end(start(*TORCHRUN, 2, "--no-python", papermill, "nbs/run_dds.ipynb",
+                  *(a for k, v in settings.items() for a in ("-p", k, v))))
         folder = ROOT / "papermill_runs" / name
         assert list(json.loads((folder / "result.json").read_text())["methods"]) == ["uniform", "dev-only", "dds"]
         assert "cpu, 2 devices" in (folder / "run.ipynb").read_text() and not list(folder.parent.glob(".waiting-*"))

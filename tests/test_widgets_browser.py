@@ -19,10 +19,12 @@ x, y = rng.random({n}), rng.random({n})
 s, times = Scatter(x, y, colour=np.arange({n}) % 10), []
 s.observe(lambda change: times.append(time.time()), "selected")
 polygons = []
-s._plot.widget.observe(lambda change: polygons.append(change["new"]) if len(change["new"]) > 2 else None, "lasso_selection_polygon")"""
+def seen(change): polygons.extend([change["new"]] if len(change["new"]) > 2 else [])
+s._plot.widget.observe(seen, "lasso_selection_polygon")"""
 INSIDE = """from matplotlib.path import Path   # another computation, in float64
 polygon = np.asarray(polygons.pop(), float)
-expected = np.flatnonzero(s._now["mask"] & Path(polygon).contains_points(np.column_stack([s._now["x"], s._now["y"]])))"""
+inside = Path(polygon).contains_points(np.column_stack([s._now["x"], s._now["y"]]))
+expected = np.flatnonzero(s._now["mask"] & inside)"""
 MIDDLE = [(0.4, 0.005), (0.65, 0.005), (0.65, 0.995), (0.4, 0.995)]   # around the second cluster
 
 
@@ -45,7 +47,8 @@ def _shot(page, name: str, selector: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
-    with lab(notebook(folder / "three.ipynb", IMPORTS, THREE, "s", "h = Histogram(x, groups=group); h"), folder) as page:
+    with lab(notebook(folder / "three.ipynb", IMPORTS, THREE, "s", "h = Histogram(x, groups=group); h"),
+             folder) as page:
         page.run_all()
         page.page.wait_for_selector(HISTOGRAM)
         yield page
@@ -161,7 +164,8 @@ def test_many_points(tmp_path, n, seconds):
         for k in range(3):
             page.do("times.clear(); polygons.clear()")
             left = 0.2 + 0.1 * k
-            released = page.lasso(SCATTER, [(left, 0.2), (left + 0.25, 0.3), (left + 0.2, 0.7), (left - 0.05, 0.6)], steps=3)
+            released = page.lasso(SCATTER,
+                                  [(left, 0.2), (left + 0.25, 0.3), (left + 0.2, 0.7), (left - 0.05, 0.6)], steps=3)
             page.until("len(times) > 0 and len(polygons) > 0", True)
             waits.append(page.value("times[0]") - released)
             page.do(INSIDE)

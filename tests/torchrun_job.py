@@ -1,4 +1,5 @@
-"""What every process of tests/test_torchrun.py does, in float64: train each method and save what came out, or a training in a folder.
+"""What every process of tests/test_torchrun.py does, in float64:
+train each method and save what came out, or a training in a folder.
 
 Steps are what costs here, not examples: batches of 128, and no more steps than a stop in the middle needs.
 """
@@ -25,8 +26,10 @@ def trained(method):
     selector = METHODS[method]().double()
     training = Training(RECIPE, DATA, selector, augment=augment, model=RECIPE.build(DATA.train).double())
     while not training.done: training.step()
-    state = {f"{k}/{n}": t for k in ("model", "ema", "selector") for n, t in getattr(training, k).state_dict().items() if isinstance(t, torch.Tensor)}
-    return state | {"rows": training.dynamics.rows, "scores": Report(training).opinions(), "results": training.evaluate(), "passes": selector.task.passes}
+    state = {f"{k}/{n}": t for k in ("model", "ema", "selector")
+             for n, t in getattr(training, k).state_dict().items() if isinstance(t, torch.Tensor)}
+    return (state | {"rows": training.dynamics.rows, "scores": Report(training).opinions(),
+                     "results": training.evaluate(), "passes": selector.task.passes})
 
 
 def each(out):
@@ -40,8 +43,10 @@ class Local(Uniform):
 
 def whole(folder, dropout):
     "Train DDS for 120 steps from the newest checkpoint on; checkpoints every 10."
-    recipe = replace(RECIPE, epochs=0, steps=120, batch_size=64, save_every=10, log_every=25, eval_every=60, dropout=float(dropout))
-    fit(recipe, DATA, METHODS["dds"]().double(), folder=folder, augment=augment, model=recipe.build(DATA.train).double())
+    recipe = replace(RECIPE, epochs=0, steps=120, batch_size=64, save_every=10, log_every=25, eval_every=60,
+                     dropout=float(dropout))
+    fit(recipe, DATA, METHODS["dds"]().double(), folder=folder, augment=augment,
+        model=recipe.build(DATA.train).double())
 
 
 def refused():

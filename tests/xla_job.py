@@ -1,4 +1,5 @@
-"""What a process of tests/test_xla_devices.py does on its virtual devices: six steps of some methods, or a whole training in a folder."""
+"""What a process of tests/test_xla_devices.py does on its virtual
+devices: six steps of some methods, or a whole training in a folder."""
 import json
 import sys
 from dataclasses import replace
@@ -15,13 +16,15 @@ from datasel_wb.loop import Recipe, Training
 from datasel_wb.trainer import fit
 from methods import DATA, METHODS
 
-recipe = Recipe(model="tiny_cnn", steps=40, batch_size=64, warmup_steps=2, ema_decay=0.9, device="xla", log_every=10, eval_every=20, save_every=5)
+recipe = Recipe(model="tiny_cnn", steps=40, batch_size=64, warmup_steps=2, ema_decay=0.9, device="xla", log_every=10,
+                eval_every=20, save_every=5)
 augment = Augment(crop=1, cutout=2, mean=DATA.train.mean, std=DATA.train.std)
 
 
 def spread(training):
     "On how many devices the last batch lay."
-    spec = training.backend.torch_xla._XLAC._get_xla_sharding_spec(training.selector.seen.losses)   # e.g. {devices=[2]0,1}
+    # e.g. {devices=[2]0,1}
+    spec = training.backend.torch_xla._XLAC._get_xla_sharding_spec(training.selector.seen.losses)
     return int(spec.split("[")[1].split("]")[0]) if "devices=[" in spec else 1
 
 
@@ -34,7 +37,8 @@ def six_steps(methods, out, **settings):
         training.backend.synchronize()
         print(f"losses of {len(training.selector.seen.losses)} examples on {spread(training)} devices")
         states = {part: getattr(training, part).state_dict() for part in ("model", "selector")}
-        done[m] = {f"{part}/{k}": t.cpu() for part, s in states.items() for k, t in s.items() if isinstance(t, torch.Tensor)}
+        done[m] = {f"{part}/{k}": t.cpu() for part, s in states.items()
+                   for k, t in s.items() if isinstance(t, torch.Tensor)}
     torch.save(done, out)
 
 
@@ -54,10 +58,12 @@ def tree(folder, workers):
     for device, n in (("cpu", 0), *(("xla", n) for n in workers)):
         training = Training(replace(recipe, device=device, workers=n), Splits(images, images, None), METHODS["spcl"]())
         for _ in range(3): training.step()
-        states.append([t.cpu() for t in training.model.state_dict().values()] + [torch.tensor(training.evaluate()["dev"]["loss"])])
+        states.append([t.cpu() for t in training.model.state_dict().values()]
+                      + [torch.tensor(training.evaluate()["dev"]["loss"])])
     eager, *on_xla = states
     for n, state in zip(workers, on_xla):
-        for a, b in zip(state, eager): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)   # running variances round differently
+        for a, b in zip(state, eager):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)   # running variances round differently
         print(f"{n} workers: as eager PyTorch")
 
 
