@@ -28,7 +28,7 @@ THINNED = dict(dev_from="first", dev_size=250, n_train=None, noise=0.3, keep_rat
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    "A run on digits without their first 250, with noise, a thinned class, decisions and pruning; what was removed where."
+    "A run on digits without their first 250, noise, a thinned class, decisions and pruning; what was removed where."
     root = tmp_path_factory.mktemp("runs")
     removed = [300, 301, 777]
     (root / "first.csv").write_text("id,action\n" + "".join(f"{i},remove\n" for i in removed))
@@ -52,7 +52,7 @@ def test_an_id_survives_everything(walked):
     at = torch.tensor(ids.tolist())
     assert torch.equal(torch.stack(records.pictures.take(range(len(frame)))), PUBLISHED.x[at])
     assert frame.clean_label.tolist() == PUBLISHED.y[at].tolist()
-    assert 0.2 < (frame.label != frame.clean_label).mean() < 0.35                 # noise changed labels, not which example it is
+    assert 0.2 < (frame.label != frame.clean_label).mean() < 0.35     # noise changed labels, not which example it is
     assert set(ids[frame.presentations == 0]) >= pruned and set(ids[frame.presentations > 0]) & pruned == set()
     listed = pd.read_csv(folder / "changed_labels.csv")
     assert listed.id.tolist() == ids[frame.label != frame.clean_label].tolist()
@@ -191,14 +191,15 @@ def test_a_checkpoint_of_an_earlier_version_is_refused():
 @pytest.mark.parametrize("level", ["cls", "inst", "both"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_records_hold_the_models_own_loss(level, smoothing):
-    "Data parameters: what is descended is tempered; seen, observe, the table and the meter are not. All against float64."
+    "Data parameters: what is descended is tempered; seen, observe, table and meter are not. All against float64."
     data = load_data(DataRecipe(dev_size=100, n_train=230, noise=0.4))
-    sigmas = {k: Sigma(lr=lr, init=init) for k, lr, init in (("cls", 0.5, 2.0), ("inst", 20.0, 0.5)) if level in (k, "both")}
+    tables = {"cls": Sigma(lr=0.5, init=2.0), "inst": Sigma(lr=20.0, init=0.5)}
+    sigmas = {k: s for k, s in tables.items() if level in (k, "both")}
     sel = DataParameters(**sigmas)
     recipe = Recipe(model="tiny_cnn", epochs=6, warmup_steps=1, batch_size=46, label_smoothing=smoothing)
     training, plain = Training(recipe, data, sel), sel.loss
     told, history, means = [], {i: [] for i in data.train.ids.tolist()}, []
-    def cross_entropy(logits, y): return F.cross_entropy(logits.double(), y, reduction="none", label_smoothing=smoothing)
+    def cross_entropy(wide, y): return F.cross_entropy(wide, y, reduction="none", label_smoothing=smoothing)
     def watched(logits, batch):
         places, wide = {"cls": batch.y, "inst": batch.idx}, logits.detach().double()
         sigma = sum(getattr(sel, f"log_{k}").double().exp()[places[k]] for k in sigmas)
