@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Two processes on two cores, which do not wait for each other.
+QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 # In .venv only: papermill, with a run folder for run notebooks without an output path; papermill itself once this project is uninstalled.
 define PAPERMILL
@@ -30,14 +32,18 @@ nbdev.clean.nbdev_clean()
 endef
 export CLEAN
 
-.PHONY: run test lab docs check clean
+.PHONY: run test test-notebooks test-files lab docs check clean
 
 run: $(READY)  ## DDS on the bundled digits: result table and run folder
 	$(BIN)/papermill nbs/run_dds.ipynb
 
-test: $(READY)  ## the notebooks as tests, then what a notebook cannot test well
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
+test: test-notebooks test-files  ## the notebooks as tests, then what a notebook cannot test well
+
+test-notebooks: $(READY)
+	$(QUIET) $(BIN)/python tests/longest.py 2
+
+test-files: $(READY)
+	$(QUIET) $(BIN)/pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lab: $(READY)  ## JupyterLab, kernel ready
 	$(BIN)/jupyter lab nbs
@@ -57,7 +63,7 @@ clean:  ## remove the environment
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,workbench,text]'
 	mkdir -p .venv/share/jupyter/voila/templates .venv/etc/jupyter
 	cp -r nbs/voila/template .venv/share/jupyter/voila/templates/datasel
 	cp nbs/voila/voila.json .venv/etc/jupyter/

@@ -11,16 +11,18 @@ __all__ = ['SCORES', 'forgetting_events', 'first_learned', 'presentations_to_lea
 import pickle
 import re
 from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .core import Batch, evaluating, per_example_loss
+from .names import extra
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/04_scores.ipynb #d9debdf5
 def forgetting_events(
@@ -102,10 +104,10 @@ SCORES = {"forgetting": 1, "first_learned": 1, "presentations_to_learn": 1, "unf
 
 # %% ../nbs/04_scores.ipynb #7c0de5a2
 def by_full_set(
-    frame: pd.DataFrame,   # per-example table, of this version or an earlier one
-) -> pd.DataFrame:
+    frame: "pd.DataFrame",   # per-example table, of this version or an earlier one
+) -> "pd.DataFrame":
     "The table by place in the full set: of an earlier version, whose `id` is missing or a row number, by its `source`."
-    older = "source" in frame and pd.api.types.is_integer_dtype(frame["source"])
+    older = "source" in frame and frame["source"].dtype.kind in "iu"
     if not older or ("id" in frame and not np.array_equal(frame["id"], np.arange(len(frame)))): return frame
     rest = frame.drop(columns=["id", "source"], errors="ignore")
     rest.insert(0, "id", frame["source"])
@@ -115,7 +117,7 @@ def by_full_set(
 def merge_scores(
     frames: list,              # per-example tables (DataFrames) of one training set, one per seed
     scores: tuple | None = None,  # columns to merge; those of `SCORES` that the first table has when None
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     "One table of all seeds, by id: forgetting summed, every other score averaged. `ValueError` when the ids differ."
     if not frames: raise ValueError("frames = []: must hold at least one table")
     names = [k for k in scores or SCORES if scores or k in frames[0]]
@@ -126,6 +128,7 @@ def merge_scores(
         if lost := [name for name in names if name not in part]: raise ValueError(f"frames[{k}] has no column {lost[0]!r}")
         if len(part) != len(ids) or not part.index.is_unique or not part.index.isin(ids).all():
             raise ValueError(f"frames[{k}].id = {len(part)} ids: must be the {len(ids)} ids of frames[0], each once")
+    with extra("workbench"): import pandas as pd
     how = {"presentations": np.min} if all("presentations" in p for p in parts) else {}
     how |= {name: np.sum if name == "forgetting" else np.mean for name in names}
     return pd.DataFrame({"id": ids} | {k: f([p.loc[ids, k].to_numpy(float) for p in parts], 0) for k, f in how.items()})
@@ -218,6 +221,7 @@ def noise_auroc(
     noisy: Tensor,  # [N] bool
 ) -> float:
     "How well low scores single out noisy examples, 0 to 1; NaN when all examples are of one kind."
+    with extra("workbench"): from sklearn.metrics import roc_auc_score
     score, noisy = score.detach().cpu(), noisy.cpu()
     if len(score) != len(noisy):
         raise ValueError(f"score has {len(score)} values, noisy has {len(noisy)}: must be as many; "
