@@ -34,6 +34,7 @@ def _equal(a, b):
     "Whether two tensors have the same values, NaN among them."
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
+# %% ../nbs/05_contract.ipynb #4698f938
 def _fingerprint(model):
     "Parameters, buffers, gradients and modes of a model, copied."
     tensors = {k: t.clone() for k, t in model.state_dict(keep_vars=False).items()}
@@ -59,6 +60,7 @@ def digits_trial(steps: int) -> tuple:
     task = Task(model, data.train, data.dev, steps=steps, epochs=max(3, steps // 20), dev_batch_size=32)
     return task, Loader(data.train, 32, Augment(crop=1, mean=data.train.mean, std=data.train.std))
 
+# %% ../nbs/05_contract.ipynb #a909621f
 class _Trial:
     "A short training of a selector, with everything that a resume needs."
     def __init__(self, make, trial, steps):
@@ -74,8 +76,10 @@ class _Trial:
             ids = self.sel.epoch(self.epoch)
             _assert_untouched(before, self.model, "epoch")
             if ids is not None:
-                assert len(ids) >= (self.sel.fewest() or 0), f"indices() gave {len(ids)} ids, below fewest() = {self.sel.fewest()}"
-                assert ids.dtype == torch.int64 and ids.ndim == 1 and ids.device.type == "cpu", "indices() must be 1-D int64 on the host"
+                assert len(ids) >= (self.sel.fewest() or 0), (
+                    f"indices() gave {len(ids)} ids, below fewest() = {self.sel.fewest()}")
+                assert ids.dtype == torch.int64 and ids.ndim == 1 and ids.device.type == "cpu", (
+                    "indices() must be 1-D int64 on the host")
                 assert torch.isin(ids, self.task.ids).all(), "indices() has ids outside the training set"
             self.loader.begin(ids)
             self.epoch += 1
@@ -126,7 +130,8 @@ def check_selector(
             same = _equal(a[k], b[k]) if isinstance(a[k], Tensor) else True
             assert same, f"resume is not bit-equal: {part} {k!r} differs, so some state is not in state_dict"
     for name, score in whole.sel.report().items():
-        assert score.shape in ((whole.task.n,), ()), f"report()[{name!r}] must have one value per id of the full set, or be one value"
+        assert score.shape in ((whole.task.n,), ()), (
+            f"report()[{name!r}] must have one value per id of the full set, or be one value")
     if make().needs:
         try: make().bind(Task(whole.model))
         except ValueError: return

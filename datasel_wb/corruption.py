@@ -23,7 +23,7 @@ if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/01_corruption.ipynb #d6a13410
 def _count(share: float, n: int) -> int:
-    "floor(share * n) of the decimal number as written: 0.29 of 100 is 29, though 0.29 * 100 is 28.999... in floating point."
+    "floor(share * n) of the decimal number as written: 0.29 of 100 is 29, though in floating point it is 28.999..."
     return math.floor(share * n + 1e-9)
 
 def flip_labels(
@@ -61,11 +61,12 @@ def thin_classes(
     rates,                       # [C] share of each class to keep, in [0, 1]
     generator: torch.Generator,  # on the CPU
 ) -> Split:
-    "Of class c, rates[c] of its examples (rounded), drawn at random; order kept. `ValueError` on a wrong number of rates."
+    "Of class c, rates[c] of its examples (rounded), at random; order kept. `ValueError` on a wrong number of rates."
     if len(rates) != split.n_classes:
         raise ValueError(f"keep_rates has {len(rates)} values: must have one per class, {split.n_classes}")
     counts = torch.bincount(split.y, minlength=split.n_classes)
-    order = (split.y.double() + torch.rand(len(split), generator=generator).double()).argsort()  # by class, at random inside it
+    # by class, at random inside it
+    order = (split.y.double() + torch.rand(len(split), generator=generator).double()).argsort()
     rank = torch.empty(len(split), dtype=torch.int64)
     rank[order] = torch.arange(len(split))
     rank -= (counts.cumsum(0) - counts)[split.y]
@@ -113,7 +114,7 @@ def permute_pixels(
 
 # %% ../nbs/01_corruption.ipynb #f2cef9a7
 def changed_labels(split: Split) -> "pd.DataFrame":
-    "One row per label that differs from the clean one, `id`, `label`, `clean_label`. `ValueError` if those are unknown."
+    "One row per label that differs from the clean one: `id`, `label`, `clean_label`. `ValueError` if unknown."
     if split.clean_y is None and split.noisy is not None and split.noisy.any():
         raise ValueError(f"clean_y = None: the clean labels of {int(split.noisy.sum())} noisy examples are not known")
     with extra("workbench"): import pandas as pd
@@ -124,7 +125,8 @@ def changed_labels(split: Split) -> "pd.DataFrame":
 
 def _column(frame: "pd.DataFrame", name: str, n: int) -> Tensor:
     "A column as int64. `ValueError` unless it holds whole numbers in 0..n-1."
-    if name not in frame: raise ValueError(f"column {name!r} is missing; there are {', '.join(map(str, frame.columns))}")
+    if name not in frame:
+        raise ValueError(f"column {name!r} is missing; there are {', '.join(map(str, frame.columns))}")
     with extra("workbench"): import pandas as pd
     values = pd.to_numeric(frame[name], errors="coerce").to_numpy(float, na_value=np.nan)
     if (bad := ~((values >= 0) & (values < n) & (np.floor(values) == values))).any():
@@ -140,12 +142,14 @@ def apply_changes(
     frame = frame.assign(id=frame["source"]) if "source" in frame else frame
     sizes = {"id": split.full, "label": split.n_classes, "clean_label": split.n_classes}
     ids, label, clean = (_column(frame, name, n).to(split.y.device) for name, n in sizes.items())
-    if len(twice := frame["id"][frame["id"].duplicated()]): raise ValueError(f"id = {twice.iloc[0]}: must occur only once in a list")
+    if len(twice := frame["id"][frame["id"].duplicated()]):
+        raise ValueError(f"id = {twice.iloc[0]}: must occur only once in a list")
     at = split.positions(ids)
     if (bad := split.y[at] != clean).any():
         i = int(bad.nonzero()[0])
-        raise ValueError(f"clean_label = {int(clean[i])} for id {int(ids[i])}: the split has label {int(split.y[at[i]])} there, "
-                         "the list is from another dataset")
+        raise ValueError(
+            f"clean_label = {int(clean[i])} for id {int(ids[i])}: the split has label {int(split.y[at[i]])} there, "
+            "the list is from another dataset")
     new = copy.copy(split)
     new.y, new.clean_y = split.y.clone(), split.y
     new.y[at] = label
@@ -154,61 +158,76 @@ def apply_changes(
 
 # %% ../nbs/01_corruption.ipynb #29349472
 ACTIONS = ("remove", "relabel", "keep")
-DECISIONS = ("id", "action", "label", "was", "reason")   # the columns of the file; an older one calls the first `source`
+# the columns of the file; an older one calls the first `source`
+DECISIONS = ("id", "action", "label", "was", "reason")
 
+# %% ../nbs/01_corruption.ipynb #8ba7ad0d
 def read_decisions(path) -> "pd.DataFrame":
     "The rows of a file of decisions. `ValueError` naming the first line that is wrong."
     with extra("workbench"): import pandas as pd
     if not Path(path).is_file(): raise ValueError(f"decisions = {str(path)!r}: no such file")
     try: frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
-        raise ValueError(f"decisions = {str(path)!r}: not a CSV file with the columns {', '.join(DECISIONS)} ({e})") from None
+        raise ValueError(
+            f"decisions = {str(path)!r}: not a CSV file with the columns {', '.join(DECISIONS)} ({e})") from None
     if "id" not in frame: frame = frame.rename(columns={"source": "id"})
-    if lost := [c for c in DECISIONS[:2] if c not in frame]: raise ValueError(f"decisions = {str(path)!r}: column {lost[0]!r} is missing")
+    if lost := [c for c in DECISIONS[:2] if c not in frame]:
+        raise ValueError(f"decisions = {str(path)!r}: column {lost[0]!r} is missing")
     frame = frame.reindex(columns=list(DECISIONS), fill_value="")
     twice = frame["id"].duplicated()
     wrong = {"id": ~frame["id"].str.fullmatch("[0-9]{1,18}"), "action": ~frame.action.isin(ACTIONS),
              "label": (frame.action == "relabel") & (frame.label == ""), "id again": twice}
-    needed = {"id": "a whole number, 0 or more", "action": f"one of {', '.join(ACTIONS)}", "label": "a class where the action is relabel",
-              "id again": "named only once"}
+    needed = {"id": "a whole number, 0 or more", "action": f"one of {', '.join(ACTIONS)}",
+              "label": "a class where the action is relabel", "id again": "named only once"}
     for name, bad in wrong.items():
         if not bad.any(): continue
-        line, field = int(bad.argmax()), name.split()[0]
-        raise ValueError(f"decisions = {str(path)!r}, line {line + 2}: {field} = {frame[field].iloc[line]!r} must be {needed[name]}")
+        line = int(bad.argmax())
+        field = name.split()[0]
+        raise ValueError(
+            f"decisions = {str(path)!r}, line {line + 2}: {field} = {frame[field].iloc[line]!r} must be {needed[name]}")
     return frame.astype({"id": "int64"})
 
 # %% ../nbs/01_corruption.ipynb #cf73d317
 def apply_decisions(
     split: Split,             # what training would see without them
-    decisions: "pd.DataFrame",  # what `read_decisions` gave; rows about examples that the split does not have change nothing
+    decisions: "pd.DataFrame",  # what `read_decisions` gave; rows about other examples change nothing
 ) -> Split:
     "The split after the decisions. `ValueError` when they are about other data, or leave nothing."
     with extra("workbench"): import pandas as pd
     position = pd.Series(np.arange(len(split)), index=split.ids.numpy())
     rows = decisions[decisions["id"].isin(position.index)]
     if len(decisions) and not len(rows):
-        raise ValueError(f"id = {decisions['id'].iloc[0]}: neither this nor any other of the {len(decisions)} decisions is about the training split")
-    at, action = torch.from_numpy(position[rows["id"]].to_numpy().copy()), rows.action.to_numpy()
+        raise ValueError(f"id = {decisions['id'].iloc[0]}: "
+                         f"neither this nor any other of the {len(decisions)} decisions is about the training split")
+    at = torch.from_numpy(position[rows["id"]].to_numpy().copy())
+    action = rows.action.to_numpy()
     new = _relabelled(split, rows, at, action == "relabel")
     chosen = torch.full((len(split),), "keep" not in action)
     for name, sees in (("remove", False), ("relabel", True), ("keep", True)): chosen[at[action == name]] = sees
-    if not chosen.any(): raise ValueError(f"decisions: they remove all {len(split)} examples of the training split; must leave some")
+    if not chosen.any():
+        raise ValueError(f"decisions: they remove all {len(split)} examples of the training split; must leave some")
     return new if chosen.all() else new.select(chosen.nonzero()[:, 0])
 
+# %% ../nbs/01_corruption.ipynb #f9676cfe
 def _relabelled(split: Split, rows: "pd.DataFrame", at: Tensor, which) -> Split:
-    "The split with the new labels of the rows `which`, at positions `at`; all rows are checked against the labels that are there."
+    "The split with the new labels of the rows `which`, at positions `at`; all rows are checked against its labels."
     if split.y.ndim > 1:   # sentences
-        if which.any(): raise ValueError(f"action = 'relabel' for id {rows['id'][which].iloc[0]}: must be remove or keep, for sentence pairs have no class")
+        if which.any():
+            raise ValueError(f"action = 'relabel' for id {rows['id'][which].iloc[0]}: must be remove or keep, "
+                             "for sentence pairs have no class")
         return split
     number = {name: i for i, name in enumerate(split.classes)}
     for name, known in (("label", which), ("was", (rows.was != "").to_numpy())):
         for i, word in rows.loc[known & ~rows[name].isin(number), ["id", name]].itertuples(index=False):
-            raise ValueError(f"{name} = {word!r} for id {i}: must be one of the classes {', '.join(split.classes[:12])}")
+            raise ValueError(
+                f"{name} = {word!r} for id {i}: must be one of the classes {', '.join(split.classes[:12])}")
     there = np.array(split.classes)[split.y[at].cpu().numpy()]
     for i, was, now in zip(rows["id"], rows.was, there):
         if was not in ("", now):
-            raise ValueError(f"was = {was!r} for id {i}: the training split has {str(now)!r} there, so the decisions are about other data or other noise")
-    new, at = copy.copy(split), at[torch.from_numpy(which)].to(split.y.device)
+            raise ValueError(f"was = {was!r} for id {i}: the training split has {str(now)!r} there, "
+                             "so the decisions are about other data or other noise")
+    new = copy.copy(split)
+    at = at[torch.from_numpy(which)].to(split.y.device)
     new.y = split.y.clone()
     new.y[at] = torch.tensor([number[w] for w in rows.label[which]], dtype=new.y.dtype, device=new.y.device)
     if split.clean_y is not None: new.noisy = torch.where(new.y != split.y, new.y != split.clean_y, split.noisy)

@@ -58,12 +58,15 @@ class DataRecipe:
     download: bool = setting(False, "fetch a missing data set into data_dir")
     n_train: int | None = setting(None, "training examples kept, the first ones; none: all", "positive")
     dev_size: int = setting(250, "examples held out of the training set as dev split", "natural")
-    dev_from: str = setting("first", "dev split: the first examples, or those after the training examples", ("first", "rest"))
+    dev_from: str = setting("first", "dev split: the first examples, or those after the training examples",
+                            ("first", "rest"))
     noise: float = setting(0.0, "share of the training examples to corrupt", "share")
     noise_kind: str = setting("flip", "flip labels, or swap images among the first ones", tuple(NOISE))
-    pixel_noise: float = setting(0.0, "share of the pixels of each training image to add Gaussian noise of mean 120 to", "share")
+    pixel_noise: float = setting(0.0, "share of the pixels of each training image to add Gaussian noise of mean 120 to",
+                                 "share")
     pixel_noise_std: float = setting(30.0, "standard deviation of the pixel noise, grey levels 0..255", "positive")
-    permute_pixels: bool = setting(False, "reorder the pixels of train, dev and test by one permutation, drawn from data_seed")
+    permute_pixels: bool = setting(False,
+                                   "reorder the pixels of train, dev and test by one permutation, drawn from data_seed")
     keep_rates: str | None = setting(None, "share of each class kept in training, comma-separated: 1,1,0.1,...")
     data_seed: int = setting(0, "draws noise and imbalance", "natural")
     flip: bool = setting(False, "mirror images at random")
@@ -73,7 +76,8 @@ class DataRecipe:
     image_size: int | None = setting(None, "folders: side to scale images to, pixels", "positive")
     memory_gb: float = setting(8.0, "folders: above so many GB of pixels, stream from disk", "positive")
     skip_corrupt: bool = setting(False, "folders: leave out unreadable images instead of stopping")
-    decisions: str | None = setting(None, "file of decisions about training examples, as the explorer writes it; none: all as they are")
+    decisions: str | None = setting(
+        None, "file of decisions about training examples, as the explorer writes it; none: all as they are")
     def __post_init__(self):
         check_settings(self)
         _check_recipe(self)
@@ -83,7 +87,8 @@ def _rates(text: str) -> list:
     "The numbers of `keep_rates`; `ValueError` unless all lie in [0, 1]."
     try: rates = [float(t) for t in text.split(",")]
     except ValueError: rates = [-1.0]
-    if not all(0 <= r <= 1 for r in rates): raise ValueError(f"keep_rates = {text!r}: must be numbers in [0, 1], comma-separated")
+    if not all(0 <= r <= 1 for r in rates):
+        raise ValueError(f"keep_rates = {text!r}: must be numbers in [0, 1], comma-separated")
     return rates
 
 def _check_recipe(r: DataRecipe) -> None:
@@ -91,9 +96,11 @@ def _check_recipe(r: DataRecipe) -> None:
     if r.randaugment > 30: raise ValueError(f"randaugment = {r.randaugment}: must lie in 0..30 (0 is off)")
     if r.keep_rates is not None: _rates(r.keep_rates)
     if r.dataset in DATASETS:
-        if r.image_size is not None: raise ValueError(f"image_size = {r.image_size}: only folders are scaled, not dataset = {r.dataset!r}")
+        if r.image_size is not None:
+            raise ValueError(f"image_size = {r.image_size}: only folders are scaled, not dataset = {r.dataset!r}")
     elif not ({"/", os.sep} & set(r.dataset) or Path(r.dataset).is_dir()):
-        raise ValueError(f"dataset = {r.dataset!r}: neither a known data set nor a folder; {suggest(r.dataset, DATASETS)}")
+        raise ValueError(
+            f"dataset = {r.dataset!r}: neither a known data set nor a folder; {suggest(r.dataset, DATASETS)}")
 
 # %% ../nbs/01_datasets.ipynb #20f39671
 def load_tree(
@@ -106,16 +113,21 @@ def load_tree(
     root = Path(root)
     if not root.is_dir(): raise ValueError(f"dataset = {str(recipe.dataset)!r}: no such folder {root}")
     lists = [list_tree(root / "train"), list_tree(root / ("test" if (root / "test").is_dir() else "val"))]
-    if odd := set(lists[0][2]) ^ set(lists[1][2]): raise ValueError(f"{root}: class {min(odd)!r} is not in both train and test")
+    if odd := set(lists[0][2]) ^ set(lists[1][2]):
+        raise ValueError(f"{root}: class {min(odd)!r} is not in both train and test")
     shape = _first_shape(lists[0][0], recipe, channels)
     gb = sum(len(files) for files, _, _ in lists) * math.prod(shape) / 1e9
-    if gb > recipe.memory_gb: return _listed(root, lists, tuple(_on_disk(*parts, recipe, channels, stats, gb) for parts in lists))
-    loaded = [(load_images(files, recipe.image_size, channels, recipe.skip_corrupt), y, names) for files, y, names in lists]
+    if gb > recipe.memory_gb:
+        return _listed(root, lists, tuple(_on_disk(*parts, recipe, channels, stats, gb) for parts in lists))
+    loaded = [(load_images(files, recipe.image_size, channels, recipe.skip_corrupt), y, names)
+              for files, y, names in lists]
     mean, std = stats or pixel_stats(loaded[0][0][0])
-    if loaded[0][0][0].shape[1:] != loaded[1][0][0].shape[1:]: raise ValueError(f"{root}: train and test images differ in size; set image_size")
+    if loaded[0][0][0].shape[1:] != loaded[1][0][0].shape[1:]:
+        raise ValueError(f"{root}: train and test images differ in size; set image_size")
     splits = (Examples(x, y[kept], names, kept, mean=mean, std=std, full=len(y)) for (x, kept), y, names in loaded)
     return _listed(root, lists, tuple(splits))
 
+# %% ../nbs/01_datasets.ipynb #cfbf5f9e
 def _listed(root: Path, lists: list, splits: tuple) -> tuple:
     "The splits of a tree, of which the training split knows its files."
     splits[0].listing = (root / "train", lists[0][0])
@@ -135,7 +147,8 @@ def _first_shape(files, recipe, channels) -> tuple:
 def _on_disk(files, y, classes, recipe, channels, stats, gb) -> FolderExamples:
     "A streamed split; unreadable files are found by decoding everything once, if they are to be left out."
     if recipe.image_size is None:
-        raise ValueError(f"image_size = None: a folder of {gb:.1f} GB, above memory_gb = {recipe.memory_gb}, is streamed and needs one size")
+        raise ValueError(f"image_size = None: a folder of {gb:.1f} GB, above memory_gb = {recipe.memory_gb}, "
+                         "is streamed and needs one size")
     for name in ("pixel_noise", "permute_pixels"):
         if value := getattr(recipe, name): raise not_streamed(f"{name} = {value}")
     mean, std = stats or (IMAGENET_STATS if channels == 3 else STATS["mnist"])
@@ -143,7 +156,8 @@ def _on_disk(files, y, classes, recipe, channels, stats, gb) -> FolderExamples:
     if not recipe.skip_corrupt: return whole
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         bad = [(i, e) for i, e in enumerate(pool.map(lambda f: _unreadable(f, channels), files)) if e]
-    if bad: warnings.warn(f"left out {len(bad)} of {len(files)} image files that could not be read; the first: {bad[0][1]}")
+    if bad:
+        warnings.warn(f"left out {len(bad)} of {len(files)} image files that could not be read; the first: {bad[0][1]}")
     keep = torch.ones(len(files), dtype=torch.bool)
     keep[[i for i, _ in bad]] = False
     return whole.select(keep.nonzero()[:, 0])
@@ -157,7 +171,9 @@ def _unreadable(file, channels) -> str:
 def _published(recipe: DataRecipe) -> tuple:
     "Training and test set of mnist, cifar10 or cifar100 from the data folder."
     name, root = recipe.dataset, recipe.data_dir or os.environ.get("DATASEL_DATA")
-    if not root: raise ValueError(f"dataset = {name!r}: set data_dir, or the environment variable DATASEL_DATA, to the folder that holds it")
+    if not root:
+        raise ValueError(
+            f"dataset = {name!r}: set data_dir, or the environment variable DATASEL_DATA, to the folder that holds it")
     stats, channels = STATS[name], len(STATS[name][0])
     if (Path(root) / name / "train").is_dir(): return load_tree(Path(root) / name, recipe, channels, stats)
     with extra("images"): from torchvision.datasets import CIFAR10, CIFAR100, MNIST
@@ -165,12 +181,13 @@ def _published(recipe: DataRecipe) -> tuple:
     try: sets = [kind(root, train=part, download=recipe.download) for part in (True, False)]
     except (RuntimeError, OSError) as e:
         if recipe.download: raise ValueError(f"dataset = {name!r}: could not be downloaded into {root} ({e})") from e
-        raise ValueError(f"dataset = {name!r}: not found in {root}, neither as {name}/train/<class>/ nor in torchvision's format; "
-                         "set data_dir or DATASEL_DATA to its folder, or download = True") from None
+        raise ValueError(
+            f"dataset = {name!r}: not found in {root}, neither as {name}/train/<class>/ nor in torchvision's format; "
+            "set data_dir or DATASEL_DATA to its folder, or download = True") from None
     def pack(s):
         x = torch.as_tensor(s.data)
-        return Examples(x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(s.targets), s.classes,
-                        mean=stats[0], std=stats[1])
+        return Examples(x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous(),
+                        torch.as_tensor(s.targets), s.classes, mean=stats[0], std=stats[1])
     return tuple(map(pack, sets))
 
 # %% ../nbs/01_datasets.ipynb #27a5745d
@@ -179,21 +196,23 @@ def _held_out(n: int, r: DataRecipe) -> tuple:
     most = n - r.dev_size
     if most < 1 or (r.n_train or 1) > most:
         asked = f"n_train = {r.n_train} and dev_size = {r.dev_size}" if r.n_train else f"dev_size = {r.dev_size}"
-        raise ValueError(f"{asked}: together with at least one training example must not exceed the {n} examples of {r.dataset!r}")
+        raise ValueError(
+            f"{asked}: together with at least one training example must not exceed the {n} examples of {r.dataset!r}")
     k, at = r.n_train or most, torch.arange(n)
     if r.dev_from == "first": return at[r.dev_size:r.dev_size + k], at[:r.dev_size]
     return at[:k], at[k:k + r.dev_size]
 
 # %% ../nbs/01_datasets.ipynb #669e36cc
 def load_data(recipe: DataRecipe) -> Splits:
-    "The splits of a recipe; noise, imbalance and decisions touch the training split only. `ValueError` says what does not fit."
+    "The splits of a recipe; noise, imbalance, decisions touch training only. `ValueError` says what does not fit."
     known = {"digits": lambda r: load_digits_splits(), **dict.fromkeys(STATS, _published)}
     train, test = known.get(recipe.dataset, lambda r: load_tree(r.dataset, r))(recipe)
     mine, held = _held_out(len(train), recipe)
     train, dev = train.select(mine), train.select(held) if len(held) else None
     if recipe.pixel_noise:
         train = noise_pixels(train, recipe.pixel_noise, recipe.pixel_noise_std, seeded(recipe.data_seed, "pixels"))
-    if recipe.keep_rates is not None: train = thin_classes(train, _rates(recipe.keep_rates), seeded(recipe.data_seed, "imbalance"))
+    if recipe.keep_rates is not None:
+        train = thin_classes(train, _rates(recipe.keep_rates), seeded(recipe.data_seed, "imbalance"))
     if recipe.noise: train = NOISE[recipe.noise_kind](train, recipe.noise, seeded(recipe.data_seed, "noise"))
     if recipe.decisions is not None: train = apply_decisions(train, read_decisions(recipe.decisions))
     splits = Splits(train, dev, test)

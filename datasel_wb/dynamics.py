@@ -24,7 +24,8 @@ def _mapped(path: Path, shape: tuple) -> Tensor:
     size, path = shape[0] * shape[1], Path(path)
     fresh = not path.exists()
     if not fresh and path.stat().st_size != 4 * size:
-        raise ValueError(f"{path} = {path.stat().st_size} bytes: must have {4 * size}, or belong to another run and folder")
+        raise ValueError(
+            f"{path} = {path.stat().st_size} bytes: must have {4 * size}, or belong to another run and folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     values = torch.from_file(str(path), shared=True, size=size, dtype=torch.float32)
     return (values.fill_(torch.nan) if fresh else values).view(shape)
@@ -65,7 +66,8 @@ class History(nn.Module):
         return torch.where(steps < shown.to(kept.device)[:, None], kept, torch.nan)
 
 # %% ../nbs/04_dynamics.ipynb #1ce4d34b
-SUMS = ("weight_since", "weight_sum", "loss_sum", "correct_sum", "margin_sum", "confidence_sum", "confidence_square_sum",
+SUMS = ("weight_since", "weight_sum", "loss_sum", "correct_sum", "margin_sum", "confidence_sum",
+        "confidence_square_sum",
         "el2n_sum", "forgetting")                                   # what a batch adds to
 LAST = ("presentations", "presentations_read", "loss", "correct", "first_learned", "last_wrong", "max_loss_increase")
 ROWS = SUMS + LAST + ("weight", "margin")                           # LAST: what the next value depends on
@@ -77,6 +79,7 @@ def _looks(logits: Tensor, y: Tensor) -> tuple:
     error, confidence = residual(logits, y)
     return logits.argmax(1) == y, margin.squeeze(1), confidence, torch.linalg.vector_norm(error, dim=1)
 
+# %% ../nbs/04_dynamics.ipynb #9e17846b
 def _next_rows(old: Tensor, losses: Tensor, weights: Tensor, looks: tuple) -> Tensor:
     "The rows of a batch [B, columns] after this presentation."
     hit, margin, confidence, error = looks
@@ -85,7 +88,8 @@ def _next_rows(old: Tensor, losses: Tensor, weights: Tensor, looks: tuple) -> Te
     lost = torch.addcmul(right_was, right_was, right, value=-1)     # right_was * (1 - right)
     sums = (weights, weights, losses, right, margin, confidence, confidence * confidence, error, lost)
     events = (torch.minimum(first, torch.where(hit, n, torch.inf)), torch.where(hit, last_wrong, shown))
-    rows = torch.stack([*sums, shown, read, losses, right, *events, torch.maximum(rise, losses - loss_was), weights, margin], 1)
+    rows = torch.stack([*sums, shown, read, losses, right, *events, torch.maximum(rise, losses - loss_was),
+                        weights, margin], 1)
     rows[:, :len(SUMS)].add_(old[:, :len(SUMS)])
     return rows
 
@@ -105,7 +109,8 @@ def _scores(row: dict) -> dict:
 class Dynamics(nn.Module):
     "One row of training records per example, in the order of `ids`; and the mean weights of groups between readings."
     ROWS = ROWS
-    FRESH = {"loss": torch.inf, "first_learned": torch.inf, "max_loss_increase": -torch.inf}   # before the first presentation
+    # before the first presentation
+    FRESH = {"loss": torch.inf, "first_learned": torch.inf, "max_loss_increase": -torch.inf}
 
     def __init__(self,
         y: Tensor,                    # [N] labels
@@ -121,11 +126,13 @@ class Dynamics(nn.Module):
         self.collectives = collectives
         self.ids = torch.arange(len(y)) if ids is None else ids.cpu()
         self.full = full if full is not None else int(self.ids.max()) + 1
-        self.register_buffer("at", id_table(self.ids, self.full), persistent=False)   # [full] row of an id; None: the id
+        # [full] row of an id; None: the id
+        self.register_buffer("at", id_table(self.ids, self.full), persistent=False)
         fresh = torch.tensor([self.FRESH.get(name, 0.0) for name in self.ROWS])
         self.register_buffer("rows", fresh.repeat(len(y), 1))             # [N, columns]
         self.groups = [f"class/{c}" for c in classes] + ([] if noisy is None else ["clean", "noisy"])
-        self.classes, second = len(classes), torch.zeros_like(y) if noisy is None else noisy.long()
+        self.classes = len(classes)
+        second = torch.zeros_like(y) if noisy is None else noisy.long()
         self.cells = (2 * y + second).cpu()                               # [N] class and noise in one number
         self.kept = History(len(y), history, folder) if history else None
 
@@ -154,14 +161,16 @@ class Dynamics(nn.Module):
         "Mean relative weight of every group seen since the last reading, `weight/<group>` -> float; starts anew."
         shown, read, weight = (self.column(k) for k in ("presentations", "presentations_read", "weight_since"))
         since = torch.stack([shown - read, weight]).cpu().double()
-        read.copy_(shown); weight.zero_()
+        read.copy_(shown)
+        weight.zero_()
         cells = torch.stack([self.cells.bincount(v, 2 * self.classes).view(-1, 2) for v in since])   # [2, classes, 2]
         counts, totals = torch.cat([cells.sum(2), cells.sum(1)], 1).tolist()
         return {f"weight/{g}": total / count for g, count, total in zip(self.groups, counts, totals) if count}
 
     def history(self, name: str) -> Tensor:
         "[N, T] values of a presentation, \"loss\", \"correct\" or \"margin\"; NaN where there was none."
-        if self.kept is None: raise ValueError("history = 0: no history was kept; must be 1 or more when the recorder is made")
+        if self.kept is None:
+            raise ValueError("history = 0: no history was kept; must be 1 or more when the recorder is made")
         return self.kept.read(name, self.column("presentations"))
 
     def scores(self) -> dict:
@@ -169,7 +178,7 @@ class Dynamics(nn.Module):
         return _scores(dict(zip(self.ROWS, self.rows.unbind(1))))
 
     def table(self, **columns) -> "pd.DataFrame":
-        "One row per example: id, presentations, means over them, last values, scores, and further `columns` of length N."
+        "One row per example: id, presentations, means, last values, scores, and further `columns` of length N."
         with extra("workbench"): import pandas as pd
         row = dict(zip(self.ROWS, self.rows.cpu().unbind(1)))
         n = row["presentations"]

@@ -35,7 +35,8 @@ def check_stats(mean, std, channels: int | None = None) -> tuple:
     "Mean and standard deviation as tuples; `ValueError` unless they fit each other and the channels."
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
     if len(mean) != len(std) or (channels and len(mean) not in (1, channels)):
-        raise ValueError(f"mean has {len(mean)} and std {len(std)} values: both need one per channel" + f" ({channels})" * bool(channels))
+        raise ValueError(f"mean has {len(mean)} and std {len(std)} values: both need one per channel"
+                         + f" ({channels})" * bool(channels))
     if min(std) <= 0: raise ValueError(f"std = {std}: must be above 0")
     return mean, std
 
@@ -105,7 +106,7 @@ class Split(_Rows):
         new._name(self.ids[torch.as_tensor(positions).cpu()], self.full)
         return new
     def positions(self, ids: Tensor) -> Tensor:
-        "The rows of examples by their ids [B]; -1, which fills up a batch, gives some row. `ValueError` on others (CPU)."
+        "The rows of examples by their ids [B]; -1, which fills a batch, gives some row. `ValueError` on others (CPU)."
         if ids.device.type == "cpu": _check_there(ids, self)
         return ids if self.table is None else self.table[ids]
     def by_id(self, values: Tensor, fill=torch.nan) -> Tensor:
@@ -126,7 +127,7 @@ class Split(_Rows):
         return {"label": self.y, "class": names, "clean_label": self.clean_y, "noisy": self.noisy,
                 "file": self.files_below()}
     def files_below(self, ids=None) -> list | None:
-        "The files of examples by their ids, of all when None, relative to the folder of an image tree; None for other data."
+        "The files of examples by their ids (None: of all), relative to the folder of an image tree; else None."
         if self.listing is None: return None
         folder, files = self.listing
         found = files[(self.ids if ids is None else torch.as_tensor(ids)).numpy()]
@@ -210,6 +211,7 @@ def _lies_on(examples: Split, device) -> bool:
 def _send(batch: Batch, device, collectives: Collectives) -> Batch:
     return Batch(*(collectives.place(t, device) for t in batch))
 
+# %% ../nbs/01_examples.ipynb #eb94f7bc
 def fetch(examples: Split, ids: Tensor, device, collectives: Collectives) -> Batch:
     "The raw examples `ids` [B] on `device`: looked up there when the split lies there, else sent."
     if _lies_on(examples, device): return examples.take(collectives.place(ids, device))
@@ -239,7 +241,7 @@ class Loader:
         seed: int = 0,       # of the order and of the augmentation
         device="cpu",
         workers: int = 0,    # processes that decode, for a split streamed from a folder
-        resident: bool = True,  # a split held in memory lies on `device`; False: on the host, and batches are sent ahead
+        resident: bool = True,  # a split in memory lies on `device`; False: on the host, batches are prefetched
         collectives: Collectives = Collectives(),
     ):
         check_batch(batch_size, len(examples), collectives.devices)
@@ -280,9 +282,11 @@ class Loader:
         while self.remaining:
             if self._raw is None:
                 ids = self.order[self.position:][:self.remaining * self.batch_size].view(-1, self.batch_size)
-                self._raw = feed(self.examples, self.collectives.part(ids, 1), self.device, self.collectives, self.workers, (self.seed, self.epoch))
+                self._raw = feed(self.examples, self.collectives.part(ids, 1), self.device, self.collectives,
+                                 self.workers, (self.seed, self.epoch))
             batch = next(self._raw)
-            if self.augment is not None: batch = batch._replace(x=self.augment(batch.x, self.augment_rng, self.collectives))
+            if self.augment is not None:
+                batch = batch._replace(x=self.augment(batch.x, self.augment_rng, self.collectives))
             self.position += self.batch_size
             yield batch
 
@@ -299,7 +303,10 @@ class Loader:
     def load_state_dict(self, state: dict) -> None:
         "Continue from a `state_dict`. `ValueError` when it speaks of examples that are not here."
         if len(state["order"]): self.checked(state["order"])
-        self.order, self.position, self.epoch, self._raw = state["order"].cpu().clone(), state["position"], state["epoch"], None
+        self.order = state["order"].cpu().clone()
+        self.position = state["position"]
+        self.epoch = state["epoch"]
+        self._raw = None
         self.order_rng.set_state(state["order_rng"].cpu())
         self.augment_rng.set_state(state["augment_rng"].cpu())
 
@@ -309,7 +316,8 @@ def _checked_ids(ids, full: int, table: Tensor | None, batch_size: int) -> Tenso
     if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.dtype != torch.int64:
         what = f"{ids.ndim}-D {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"ids: must be a 1-D int64 tensor, is {what}")
-    if len(ids) < batch_size: raise ValueError(f"batch_size = {batch_size} is larger than the number of ids, {len(ids)}")
+    if len(ids) < batch_size:
+        raise ValueError(f"batch_size = {batch_size} is larger than the number of ids, {len(ids)}")
     ids = ids.cpu()
     bad = (ids < 0) | (ids >= full)
     if bad.any(): raise ValueError(f"ids contain {int(ids[bad][0])}: must lie in 0..{full - 1}")
@@ -331,7 +339,7 @@ def eval_batches(
     workers: int = 0,  # processes that decode, for a split streamed from a folder
     collectives: Collectives = Collectives(),
 ) -> Iterator[Batch]:
-    "Every example once, in the order of the split. The last batch may be smaller; where shapes are fixed, id -1 fills it."
+    "Every example once, in the order of the split. The last batch may be smaller; with fixed shapes, id -1 fills it."
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}: must be above 0")
     ids = examples.ids
     rows = _padded(ids, batch_size, collectives.devices) if collectives.fixed else ids.split(batch_size)

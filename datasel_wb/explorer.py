@@ -72,14 +72,17 @@ class TrainAgain(W.VBox):
         self.live.children = [LiveView(self.job.folder)]
         self.start_button.disabled, self.cancel_button.disabled, self.result.value = True, False, ""
         self.say(f"training in {self.job.folder.name}")
-        self.waiting = threading.Thread(target=attempt, args=(self.say, lambda: self._wait(self.job, records)), daemon=True)
+        self.waiting = threading.Thread(target=attempt, args=(self.say, lambda: self._wait(self.job, records)),
+                                        daemon=True)
         self.waiting.start()
 
     def _wait(self, job: Retraining, records: Records) -> None:
         job.process.wait()
         state = job.state()
         self.start_button.disabled, self.cancel_button.disabled = False, True
-        if state == "cancelled": return self.say("the training was cancelled; begun again with the same decisions, it goes on from its last checkpoint")
+        if state == "cancelled":
+            return self.say(
+                "the training was cancelled; begun again with the same decisions, it goes on from its last checkpoint")
         if state == "failed": return self.say(f"the training failed: {job.words()}", wrong=True)
         plain = records.run / f"uniform-{job.seed}"
         before = plain if (plain / "examples.parquet").exists() else records.folder
@@ -102,7 +105,8 @@ class TrainAgain(W.VBox):
 class Picker(W.HBox):
     "Which score of which training."
     def __init__(self, title: str, changed, say):
-        self.training = W.Dropdown(description=title, style={"description_width": "30px"}, layout=W.Layout(width="230px"))
+        self.training = W.Dropdown(description=title, style={"description_width": "30px"},
+                                   layout=W.Layout(width="230px"))
         self.score = W.Dropdown(layout=W.Layout(width="190px"))
         self.changed, self.say, self.quiet = changed, say, False
         on_change(say, lambda: self.quiet or self._refill(), self.training)
@@ -128,9 +132,11 @@ class Picker(W.HBox):
 
 # %% ../nbs/13_explorer.ipynb #ed9198d0
 NONE, PREDICTED = "(none)", "(as predicted)"
-TIPS = {"remove": "train without them", "keep": "train on what is kept, and on nothing else", "relabel": "train on them with another class"}
+TIPS = {"remove": "train without them", "keep": "train on what is kept, and on nothing else",
+        "relabel": "train on them with another class"}
 LOCKED = "another explorer decides about this run, or its folder may not be written to: here you can only look"
 
+# %% ../nbs/13_explorer.ipynb #e55f93ea
 class Explorer(W.VBox):
     "A panel to look at the examples of runs, choose some, decide and train again."
     open_files = {}   # decisions file -> the explorer of this process that has it
@@ -145,7 +151,8 @@ class Explorer(W.VBox):
         name="examples",  # of a DataFrame
     ):
         super().__init__()
-        self.root, self.file, self.records, self.decisions, self.settling = Path(root or project_root() / "papermill_runs"), decisions, None, None, False
+        self.root = Path(root or project_root() / "papermill_runs")
+        self.file, self.records, self.decisions, self.settling = decisions, None, None, False
         self.cache, self.selected = {}, np.array([], int)
         self._make_parts()
         if isinstance(source, pd.DataFrame):
@@ -157,37 +164,50 @@ class Explorer(W.VBox):
         wide, word = W.Layout(width="260px"), {"description_width": "60px"}
         self.message, self.scatter, self.histogram = W.HTML(), None, None
         self.message.add_class("datasel-message")
-        self.run, self.training, self.beside = (W.Dropdown(description=d, layout=wide, style=word) for d in ("run", "training", "beside"))
+        self.run, self.training, self.beside = (W.Dropdown(description=d, layout=wide, style=word)
+                                                for d in ("run", "training", "beside"))
         self.choice = W.HBox([self.run, self.training, self.beside], layout=W.Layout(flex_flow="row wrap"))
         self.x, self.y = Picker("x", self._scores_changed, self.say), Picker("y", self._scores_changed, self.say)
-        self.colour = W.Dropdown(description="colour", layout=W.Layout(width="200px"), style={"description_width": "50px"})
+        self.colour = W.Dropdown(description="colour", layout=W.Layout(width="200px"),
+                                 style={"description_width": "50px"})
         self.how = W.Dropdown(options=EMBEDDINGS, layout=W.Layout(width="80px"))
-        self.ask_button = button(self.say, "Ask the model", self.ask, icon="eye", tooltip="predictions and a map of the features, as more scores")
+        self.ask_button = button(self.say, "Ask the model", self.ask, icon="eye",
+                                 tooltip="predictions and a map of the features, as more scores")
         self.classes = W.SelectMultiple(rows=6, layout=W.Layout(width="150px"))
         self.undecided = W.Checkbox(description="undecided only", indent=False, layout=W.Layout(width="150px"))
-        self.views, self.chosen, self.again = W.HBox(layout=W.Layout(flex_flow="row wrap")), Chosen(self.say), TrainAgain(self.say, self._runs_again)
+        self.views = W.HBox(layout=W.Layout(flex_flow="row wrap"))
+        self.chosen = Chosen(self.say)
+        self.again = TrainAgain(self.say, self._runs_again)
         self.side, self.classes_title = W.VBox(), W.HTML("classes")
         self.reason = W.Text(placeholder="reason", layout=W.Layout(width="200px"))
         self.label = W.Dropdown(layout=W.Layout(width="130px"))
-        act = {a: button(self.say, a.capitalize(), lambda a=a: self.mark(a, self.label.value, self.reason.value), tooltip=TIPS[a]) for a in ACTIONS}
-        self.actions = W.HBox([act["remove"], act["keep"], act["relabel"], self.label, self.reason, button(self.say, "Take back", lambda: self.mark("")),
+        act = {a: button(self.say, a.capitalize(), lambda a=a: self.mark(a, self.label.value, self.reason.value),
+                         tooltip=TIPS[a]) for a in ACTIONS}
+        self.actions = W.HBox([act["remove"], act["keep"], act["relabel"], self.label, self.reason,
+                               button(self.say, "Take back", lambda: self.mark("")),
                                button(self.say, "Undo", self.undo, icon="undo")], layout=W.Layout(flex_flow="row wrap"))
         self.status = W.HTML()
         self.export_name = W.Text("selection.csv", layout=W.Layout(width="160px"), tooltip="ends in .csv or .parquet")
-        self.exports = W.HBox([button(self.say, "Export the selection", lambda: self.export(self.export_name.value), icon="download"), self.export_name])
+        self.exports = W.HBox([button(self.say, "Export the selection", lambda: self.export(self.export_name.value),
+                                      icon="download"), self.export_name])
         on_change(self.say, self._run_chosen, self.run)
         on_change(self.say, self._training_chosen, self.training)
         on_change(self.say, self._offer_scores, self.beside)
         on_change(self.say, self._draw, self.colour, self.classes, self.undecided)
-        self.whole = [self.choice, self.message, W.HBox([self.x, self.y, self.colour, self.ask_button, self.how], layout=W.Layout(flex_flow="row wrap")),
+        self.whole = [self.choice, self.message, W.HBox([self.x, self.y, self.colour, self.ask_button, self.how],
+                                                        layout=W.Layout(flex_flow="row wrap")),
                       self.views, self.actions, self.status, self.exports, self.chosen, self.again]
         self.children = [self.choice, self.message]
 
-    def __repr__(self): return f"<explorer of {self.records.name}: {len(self.records.frame):,} examples>" if self.records else "<explorer without a run>"
+    def __repr__(self):
+        return (f"<explorer of {self.records.name}: {len(self.records.frame):,} examples>" if self.records
+                else "<explorer without a run>")
 
     def say(self, text: str, wrong: bool = False) -> None:
         "Say something in the panel."
-        self.message.value = f"<div role='status' style='color:{chart_base.VERMILLION if wrong else 'inherit'}'>{html.escape(text)}</div>" if text else ""
+        colour = chart_base.VERMILLION if wrong else "inherit"
+        shown = f"<div role='status' style='color:{colour}'>{html.escape(text)}</div>"
+        self.message.value = shown if text else ""
 
     def _begin(self, source, training) -> None:
         "Offer the runs below `root`, and open one."
@@ -195,7 +215,9 @@ class Explorer(W.VBox):
         names = find_runs(self.root)
         name = Path(source).resolve().name if source is not None else next(iter(names), None)
         self.wish = training
-        if name is None: return self.say(f"there is no run in {self.root.name}/ yet: train one, for example with make run", wrong=True)
+        if name is None:
+            return self.say(f"there is no run in {self.root.name}/ yet: train one, for example with make run",
+                            wrong=True)
         offer_options(self.run, names if name in names else [name, *names], name)
 
     def _runs_again(self) -> None:
@@ -256,6 +278,7 @@ def _show(self: Explorer, records: Records) -> None:
     self._offer_scores()
     self.children = self.whole
 
+# %% ../nbs/13_explorer.ipynb #f0e7b43b
 @patch
 def _base(self: Explorer) -> str:
     "What the scores of the panel's own records are offered under."
@@ -266,7 +289,8 @@ def _open_decisions(self: Explorer) -> None:
     "Take the decisions file of the records; from an earlier explorer of this process, too."
     self._leave_decisions()
     home = self.records.run or self.root
-    path = Path(self.file or home / ("decisions.csv" if self.records.run else f"{self.records.name}-{self._digest()}-decisions.csv")).resolve()
+    path = Path(self.file or home / ("decisions.csv" if self.records.run
+                                     else f"{self.records.name}-{self._digest()}-decisions.csv")).resolve()
     if other := Explorer.open_files.get(path):
         other.decisions.close()
         other.say("closed for decisions: another explorer of this kernel has them now", wrong=True)
@@ -275,6 +299,7 @@ def _open_decisions(self: Explorer) -> None:
     self.decisions = Decisions(path, start=home / "decisions_applied.csv" if self.records.run else None)
     self._count()
 
+# %% ../nbs/13_explorer.ipynb #719e9b96
 @patch
 def _leave_decisions(self: Explorer) -> None:
     "Let others decide about what is open."
@@ -286,13 +311,16 @@ def _leave_decisions(self: Explorer) -> None:
 def _digest(self: Explorer) -> str:
     "Tells the examples of one table from those of another: a table of its own has a file of decisions of its own."
     columns = [c for c in ("id", self.records.group) if c]
-    return hashlib.sha256(pd.util.hash_pandas_object(self.records.frame[columns], index=False).to_numpy()).hexdigest()[:6]
+    rows = pd.util.hash_pandas_object(self.records.frame[columns], index=False)
+    return hashlib.sha256(rows.to_numpy()).hexdigest()[:6]
 
+# %% ../nbs/13_explorer.ipynb #ee0dd16e
 @patch
 def _offer_colours(self: Explorer) -> None:
     "Columns that colour the points: words and truth values of few kinds."
     frame = self.records.frame
-    words = [c for c in frame if c not in self.records.scores and c not in ("id", "file") and frame[c].map(pd.api.types.is_hashable).all()]
+    words = [c for c in frame if c not in self.records.scores and c not in ("id", "file")
+             and frame[c].map(pd.api.types.is_hashable).all()]
     few = [c for c in words if frame[c].nunique() <= 12]
     first = [self.records.group] if self.records.group in few else []
     offer_options(self.colour, dict.fromkeys([NONE, *first, *few, "decision"]))
@@ -303,8 +331,10 @@ def _offer_scores(self: Explorer) -> None:
     "Offer the trainings of the run, and of the one beside it, for both axes."
     if self.records is None or self.settling: return
     tables = [self._base()] + (trainings_of(self.records.run) if self.records.run else [])
-    if self.records.run and self.beside.value not in (None, NONE): tables += [f"{self.beside.value}/{t}" for t in trainings_of(self.root / self.beside.value)]
-    wishes = ("confidence_spread", "confidence") if "confidence_spread" in self.records.scores else self.records.scores[:2] * 2
+    if self.records.run and self.beside.value not in (None, NONE):
+        tables += [f"{self.beside.value}/{t}" for t in trainings_of(self.root / self.beside.value)]
+    wishes = (("confidence_spread", "confidence") if "confidence_spread" in self.records.scores
+              else self.records.scores[:2] * 2)
     self.x.of(list(dict.fromkeys(tables)), self._read, self.x.score.value or next(iter(wishes), None))
     self.y.of(list(dict.fromkeys(tables)), self._read, self.y.score.value or next(iter(wishes[1:]), None))
     self._scores_changed()
@@ -322,14 +352,17 @@ def _scores_changed(self: Explorer) -> None:
     if self.records is None or self.x.quiet or self.y.quiet or not self.views.children: return
     x, y = self._value(self.x), self._value(self.y)
     noisy = self.records.frame.get("noisy")
-    self.histogram.show(values=x, name=self._title(self.x), groups=None if noisy is None else np.where(noisy, "noisy", "clean"))
+    self.histogram.show(values=x, name=self._title(self.x),
+                        groups=None if noisy is None else np.where(noisy, "noisy", "clean"))
     self._draw(x=x, y=y, names=(self._title(self.x), self._title(self.y)))
 
+# %% ../nbs/13_explorer.ipynb #2c32292f
 @patch
 def _title(self: Explorer, picker: Picker) -> str:
     "A score's name, with that of its training where it is another one."
     if picker.score.value is None: return "no score"
-    return picker.score.value if picker.training.value == self._base() else f"{picker.training.value}/{picker.score.value}"
+    return (picker.score.value if picker.training.value == self._base()
+            else f"{picker.training.value}/{picker.score.value}")
 
 @patch
 def _mask(self: Explorer) -> np.ndarray:
@@ -342,14 +375,16 @@ def _mask(self: Explorer) -> np.ndarray:
         mask &= (x >= low) & (x <= high)
     return mask
 
+# %% ../nbs/13_explorer.ipynb #d8b34363
 @patch
 def _draw(self: Explorer, **scores) -> None:
-    "Draw what the filters leave, in the chosen colours, and with other scores; all at once, since the page loses what comes while it draws."
+    "Draw what the filters leave, with colours and scores; at once, since a page loses what comes while it draws."
     if self.records is None or not self.views.children: return
     frame, by = self.records.frame, self.colour.value
     decided = self.decisions.rows
     marks = frame["id"].map(lambda i: decided[i]["action"] if i in decided else "undecided")
-    values = np.full(len(frame), "") if by in (None, NONE) else (marks if by == "decision" else frame[by]).astype(str).to_numpy()
+    values = (np.full(len(frame), "") if by in (None, NONE)
+              else (marks if by == "decision" else frame[by]).astype(str).to_numpy())
     self.scatter.show(mask=self._mask(), colour=values, colour_name="" if by == NONE else by, **scores)
     self._selected()
 
@@ -373,6 +408,7 @@ def selection(self: Explorer) -> pd.DataFrame:
     "The table of the selected examples."
     return self.records.frame.iloc[self.selected]
 
+# %% ../nbs/13_explorer.ipynb #8b1e0e3b
 @patch
 def mark(
     self: Explorer,
@@ -384,7 +420,8 @@ def mark(
     rows = np.array(self.chosen.cards.picked or self.selected, int)
     if not len(rows): raise ValueError("nothing is selected: draw a line around points, filter, or tick cards")
     frame = self.records.frame.iloc[rows]
-    if action == "relabel" and self.records.group != "class": raise ValueError("these examples have no class, so none can get another one")
+    if action == "relabel" and self.records.group != "class":
+        raise ValueError("these examples have no class, so none can get another one")
     if action == "relabel" and label == PREDICTED: label = frame.predicted.tolist()
     was = frame["class"] if self.records.group == "class" else None
     self.decisions.decide(action, frame["id"], was, label or "", reason)
@@ -392,6 +429,7 @@ def mark(
     self._count()
     if self.undecided.value or self.colour.value == "decision": self._draw()
 
+# %% ../nbs/13_explorer.ipynb #1a7a06e8
 @patch
 def undo(self: Explorer) -> None:
     "Take the last decision back."
@@ -404,15 +442,19 @@ def _count(self: Explorer) -> None:
     "Say how many decisions there are, where, and what would be trained on."
     frame = self.decisions.frame()
     counts = ", ".join(f"{n:,} {a}" for a, n in frame.action.value_counts().items())
-    lines = [f"decisions: {counts or 'none'}" + (f", saved in {self.decisions.path.parent.name}/{self.decisions.path.name}; " + self._left() if counts else "")]
+    path = self.decisions.path
+    where = f", saved in {path.parent.name}/{path.name}; {self._left()}" if counts else ""
+    lines = [f"decisions: {counts or 'none'}{where}"]
     if self.decisions.lock is None: lines.append(LOCKED)
     self.status.value = "".join(f"<div role='status'>{html.escape(line)}</div>" for line in lines)
     self.chosen.decided({i: r["action"] for i, r in self.decisions.rows.items()})
 
+# %% ../nbs/13_explorer.ipynb #bdeb8b88
 @patch
 def _left(self: Explorer) -> str:
     "How many of these examples a training with the decisions would see."
-    ids, by = self.records.frame["id"], {a: [i for i, r in self.decisions.rows.items() if r["action"] == a] for a in ACTIONS}
+    ids = self.records.frame["id"]
+    by = {a: [i for i, r in self.decisions.rows.items() if r["action"] == a] for a in ACTIONS}
     left = ids.isin(by["keep"] + by["relabel"]) if by["keep"] else ~ids.isin(by["remove"])
     return f"a training would see {left.sum():,} of {len(ids):,}"
 
@@ -423,24 +465,28 @@ def ask(self: Explorer) -> None:
     self.say("the network is looking at the examples …")
     seen = ask_model(self.records, self.how.value)
     self.records.frame = self.records.frame.drop(columns=seen.columns, errors="ignore").join(seen)
-    self.say(f"the network prefers another class for {(seen.predicted != self.records.frame['class']).sum():,} examples")
+    self.say(
+        f"the network prefers another class for {(seen.predicted != self.records.frame['class']).sum():,} examples")
     self._offer_colours()
     self.chosen.offer()
     self.x.of(self.x.training.options, self._read, f"{self.how.value} 1")
     self.y.of(self.y.training.options, self._read, f"{self.how.value} 2")
     self._scores_changed()
 
+# %% ../nbs/13_explorer.ipynb #8dce6ab6
 @patch
 def export(
     self: Explorer,
     name: str,    # of the file, ending in .csv or .parquet
 ) -> Path:
-    "Write id, file, class and the two scores of the selected examples into the run's `exports`, over an earlier export of this name."
-    if Path(name).name != name or not name.endswith((".csv", ".parquet")): raise ValueError(f"file name = {name!r}: must be a plain name ending in .csv or .parquet")
+    "Write id, file, class and both scores of the selection into the run's `exports`, over an earlier one of this name."
+    if Path(name).name != name or not name.endswith((".csv", ".parquet")):
+        raise ValueError(f"file name = {name!r}: must be a plain name ending in .csv or .parquet")
     if not len(self.selected): raise ValueError("nothing is selected: draw a line around points, or filter")
     frame = self.records.frame
     columns = [c for c in ("id", "file", self.records.group) if c in frame]
-    out = frame[columns].assign(**{self._title(p): self._value(p) for p in (self.x, self.y) if p.score.value}).iloc[self.selected]
+    scores = {self._title(p): self._value(p) for p in (self.x, self.y) if p.score.value}
+    out = frame[columns].assign(**scores).iloc[self.selected]
     path, buffer = (self.records.run or self.root) / "exports" / name, io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
     out.to_csv(buffer, index=False) if name.endswith(".csv") else out.to_parquet(buffer, index=False)
@@ -448,9 +494,10 @@ def export(
     self.say(f"{len(out):,} examples in {path.parents[1].name}/exports/{name}")
     return path
 
+# %% ../nbs/13_explorer.ipynb #cd832f19
 @patch
 def split(self: Explorer, decided: bool = False):
-    "The training split of the run; after the decisions when `decided`. `ValueError` for a table without a run of images."
+    "The training split of the run (`decided`: after the decisions). `ValueError` for a table without a run of images."
     return apply_decisions(self.records.train, self.decisions.frame()) if decided else self.records.train
 
 @patch

@@ -28,7 +28,7 @@ if TYPE_CHECKING: import pandas as pd
 def forgetting_events(
     correct: Tensor,  # [N, T] 1 or 0; NaN after an example's last presentation
 ) -> Tensor:          # [N] int64
-    "Transitions from correct to wrong between consecutive presentations; the number of presentations where never learned."
+    "Transitions from correct to wrong between presentations; the number of presentations where never learned."
     events = ((correct[:, :-1] == 1) & (correct[:, 1:] == 0)).sum(1)
     return torch.where((correct == 1).any(1), events, (correct == 0).sum(1))
 
@@ -99,8 +99,9 @@ def grand(
         return vmap(squared, (None, 0, 0), chunk_size=chunk)(theta, batch.x, batch.y).sqrt()
 
 # %% ../nbs/04_scores.ipynb #390e2b08
-SCORES = {"forgetting": 1, "first_learned": 1, "presentations_to_learn": 1, "unforgettable": -1, "max_loss_increase": 1, "el2n": 1,
-          "margin": -1, "confidence": -1, "confidence_spread": 1, "last_layer_grad_norm": 1, "grand": 1}   # 1: high is hard; -1: easy
+# 1: high is hard; -1: easy
+SCORES = {"forgetting": 1, "first_learned": 1, "presentations_to_learn": 1, "unforgettable": -1,
+          "max_loss_increase": 1, "el2n": 1, "margin": -1, "confidence": -1, "confidence_spread": 1, "last_layer_grad_norm": 1, "grand": 1}
 
 # %% ../nbs/04_scores.ipynb #7c0de5a2
 def by_full_set(
@@ -121,11 +122,14 @@ def merge_scores(
     "One table of all seeds, by id: forgetting summed, every other score averaged. `ValueError` when the ids differ."
     if not frames: raise ValueError("frames = []: must hold at least one table")
     names = [k for k in scores or SCORES if scores or k in frames[0]]
-    if not names: raise ValueError(f"frames[0] has no score among its columns {list(frames[0])}: must have some of {', '.join(SCORES)}")
+    if not names:
+        raise ValueError(
+            f"frames[0] has no score among its columns {list(frames[0])}: must have some of {', '.join(SCORES)}")
     parts = [by_full_set(f).set_index("id") for f in frames]
     ids = parts[0].index
     for k, part in enumerate(parts):
-        if lost := [name for name in names if name not in part]: raise ValueError(f"frames[{k}] has no column {lost[0]!r}")
+        if lost := [name for name in names if name not in part]:
+            raise ValueError(f"frames[{k}] has no column {lost[0]!r}")
         if len(part) != len(ids) or not part.index.is_unique or not part.index.isin(ids).all():
             raise ValueError(f"frames[{k}].id = {len(part)} ids: must be the {len(ids)} ids of frames[0], each once")
     with extra("workbench"): import pandas as pd
@@ -142,7 +146,9 @@ def rank(
     "Ids sorted by score; ties in the order given. `ValueError` on NaN."
     ids = torch.arange(len(score), device=score.device) if ids is None else ids.to(score.device)
     bad = ids[score.isnan()].tolist()
-    if bad: raise ValueError(f"score = NaN for {len(bad)} of {len(score)} examples, the first of them id {bad[0]}: must be a number")
+    if bad:
+        raise ValueError(
+            f"score = NaN for {len(bad)} of {len(score)} examples, the first of them id {bad[0]}: must be a number")
     return ids[score.argsort(stable=True, descending=descending)]
 
 # %% ../nbs/04_scores.ipynb #3facfa09
@@ -152,7 +158,8 @@ def _numbers(data, dtype) -> np.ndarray:
 class _Kind:
     "Stands for `numpy.dtype`: numbers and truth values."
     def __init__(self, code, *_):
-        if not re.fullmatch("[biuf][1248]", str(code)): raise ValueError(f"dtype {code!r} in the file: must be a number")
+        if not re.fullmatch("[biuf][1248]", str(code)):
+            raise ValueError(f"dtype {code!r} in the file: must be a number")
         self.code = code
     def __setstate__(self, state): self.code = state[1].replace("|", "") + self.code
 
@@ -183,14 +190,17 @@ _READABLE = {
 class _NumbersOnly(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) in _READABLE: return _READABLE[module, name]
-        raise ValueError(f"it calls for {module}.{name}, which statistics have no use for; it was refused, nothing was run")
+        raise ValueError(
+            f"it calls for {module}.{name}, which statistics have no use for; it was refused, nothing was run")
 
 # %% ../nbs/04_scores.ipynb #1b7266bf
 def _presentations(i, entry) -> np.ndarray:
     "[3, T] losses, correctness and margins of one example."
-    if not isinstance(entry, (list, tuple, np.ndarray, _Array)): raise ValueError(f"entry of id {i}: must hold three lists")
+    if not isinstance(entry, (list, tuple, np.ndarray, _Array)):
+        raise ValueError(f"entry of id {i}: must hold three lists")
     parts = [np.asarray(part, dtype=np.float32).reshape(-1) for part in getattr(entry, "values", entry)]
-    if len(parts) != 3 or len({len(p) for p in parts}) != 1: raise ValueError(f"entry of id {i}: must hold three lists of one length")
+    if len(parts) != 3 or len({len(p) for p in parts}) != 1:
+        raise ValueError(f"entry of id {i}: must hold three lists of one length")
     if not np.isin(parts[1], (0, 1)).all(): raise ValueError(f"correctness of id {i}: must be 0 or 1")
     return np.stack(parts)
 

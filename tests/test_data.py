@@ -1,4 +1,5 @@
-"""Data: what a notebook cell cannot show well. Every bad input, the oracles of each augmentation at all magnitudes, resume, folders."""
+"""Data: what a notebook cell cannot show well. Every bad input, the
+oracles of each augmentation at all magnitudes, resume, folders."""
 import math
 import os
 import subprocess
@@ -33,7 +34,8 @@ DIGITS, TEST = load_digits_splits()
 @pytest.fixture(scope="module")
 def photos():
     "24 real color images of 32 x 32 pixels, cut out of a photograph."
-    flower = TF.resize(torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1)[:, 60:380, 100:580], [128, 192], antialias=True)
+    flower = TF.resize(torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1)[:, 60:380, 100:580], [128, 192],
+                       antialias=True)
     return flower.unfold(1, 32, 32).unfold(2, 32, 32).permute(1, 2, 0, 3, 4).reshape(24, 3, 32, 32).contiguous()
 
 
@@ -97,14 +99,16 @@ def test_select_keeps_ids():
     assert third.ids.tolist() == [1292, 1296] and third.full == 1297 and len(third.noisy) == len(third.clean_y) == 2
     assert torch.equal(third.x, DIGITS.x[[1292, 1296]]) and third.take(torch.tensor([1296])).idx.tolist() == [1296]
     assert torch.equal(third.take(torch.tensor([1296, 1292])).x, DIGITS.x[[1296, 1292]])
-    for lost, text in ((1293, "ids = 1293: must be among the ids of the split"), (1297, r"ids = 1297: must lie in 0..1296"), (-2, "ids = -2: must lie")):
+    for lost, text in ((1293, "ids = 1293: must be among the ids of the split"),
+                       (1297, r"ids = 1297: must lie in 0..1296"), (-2, "ids = -2: must lie")):
         with pytest.raises(ValueError, match=text): third.take(torch.tensor([1292, lost]))
     table = third.by_id(third.y)
     assert table[third.ids].tolist() == third.y.tolist() and table.isnan().sum() == 1295
 
 
 def test_the_earlier_name_of_ids_still_works_and_warns():
-    with pytest.warns(DeprecationWarning, match="source is now called ids"): old = Examples(**GOOD, source=torch.arange(20) + 5)
+    with pytest.warns(DeprecationWarning, match="source is now called ids"):
+        old = Examples(**GOOD, source=torch.arange(20) + 5)
     with pytest.warns(DeprecationWarning, match="source is now called ids"): assert torch.equal(old.source, old.ids)
     assert old.full == 25 and torch.equal(old.ids, torch.arange(20) + 5)
 
@@ -117,7 +121,8 @@ def test_loader_and_evaluation_speak_of_ids():
     assert torch.equal(torch.cat([b.idx for b in eval_batches(part, 7)]), part.ids)
     chosen = next(Loader(part, 3)(torch.tensor([102, 300, 104])))
     assert sorted(chosen.idx.tolist()) == [102, 104, 300] and torch.equal(chosen.x, DIGITS.x[chosen.idx])
-    with pytest.raises(ValueError, match="ids contain 103: must be among the ids of the split"): Loader(part, 2).begin(torch.tensor([102, 103]))
+    with pytest.raises(ValueError, match="ids contain 103: must be among the ids of the split"):
+        Loader(part, 2).begin(torch.tensor([102, 103]))
 
 
 # ---- augmentation
@@ -131,10 +136,10 @@ def torchvision_op(x, name, sign, magnitude):
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("kind", ["color", "grey", "odd", "digits", "flat"])
 def test_randaugment_op_equals_torchvision(photos, name, kind):
-    """Photometric: within one grey level. Geometric: equal; for odd sizes, where a source often lies exactly between two pixels,
+    """Photometric: within one grey level. Geometric: equal; for odd sizes, whose sources often lie between two pixels,
     at most 3% of the pixels of one setting and 0.2% over all settings fall to the other side."""
-    x = {"color": photos, "grey": photos[:, :1].contiguous(), "odd": photos[:, :, :31, :27].contiguous(), "digits": DIGITS.x[:24],
-         "flat": torch.full((4, 3, 8, 8), 7, dtype=torch.uint8)}[kind]
+    x = {"color": photos, "grey": photos[:, :1].contiguous(), "odd": photos[:, :, :31, :27].contiguous(),
+         "digits": DIGITS.x[:24], "flat": torch.full((4, 3, 8, 8), 7, dtype=torch.uint8)}[kind]
     k, shares = OPS.index(name), []
     for sign in (0, 1):
         for magnitude in (9, 17, 30):
@@ -186,7 +191,8 @@ def test_without_a_generator_nothing_is_random(photos):
     assert torch.equal(state, torch.get_rng_state())       # global random state belongs to the user
 
 
-@pytest.mark.parametrize("bad,word", [({"randaugment": 31}, "0..30"), ({"crop": -1}, "crop"), ({"cutout": -1}, "cutout"),
+@pytest.mark.parametrize("bad,word",
+                         [({"randaugment": 31}, "0..30"), ({"crop": -1}, "crop"), ({"cutout": -1}, "cutout"),
                                       ({"mean": (0.0, 0.0)}, "mean")])
 def test_augment_refuses(bad, word):
     with pytest.raises(ValueError, match=word): Augment(**bad)
@@ -216,7 +222,8 @@ assert not [n for n in met.counter_names() if n.startswith("aten::")], met.count
 
 @pytest.mark.skipif("not __import__('importlib').util.find_spec('torch_xla')", reason="torch_xla is not installed")
 def test_augmentation_on_xla_compiles_once_and_never_falls_back():
-    done = subprocess.run([sys.executable, "-c", XLA], env=os.environ | {"PJRT_DEVICE": "CPU"}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", XLA], env=os.environ | {"PJRT_DEVICE": "CPU"},
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -228,7 +235,7 @@ def make_loader(examples, seed=0, workers=0):
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 40, 45])
 def test_resume_is_bit_equal(stop, tmp_path):
-    "Three epochs, the second over a subset with duplicates, stopped after `stop` steps and continued from a saved state."
+    "Three epochs, the second over a subset with duplicates, stopped after `stop` steps, continued from a saved state."
     subset = torch.cat([torch.arange(0, 200), torch.arange(100, 200)])
     def step(loader):
         if not loader.remaining: loader.begin(subset if loader.epoch == 1 else None)
@@ -302,7 +309,8 @@ def test_flip_goes_to_every_other_class_evenly():
 def test_swap_permutes_only_the_first_share():
     k = math.floor(0.4 * len(DIGITS))
     swapped = swap_images(DIGITS, 0.4, seeded(0, "t"))
-    assert torch.equal(swapped.x[k:], DIGITS.x[k:]) and torch.equal(swapped.y, DIGITS.y) and torch.equal(swapped.ids, DIGITS.ids)
+    assert torch.equal(swapped.x[k:], DIGITS.x[k:]) and torch.equal(swapped.y, DIGITS.y)
+    assert torch.equal(swapped.ids, DIGITS.ids)
     rows = lambda x: sorted(map(tuple, x.flatten(1).tolist()))
     assert rows(swapped.x[:k]) == rows(DIGITS.x[:k]) and not torch.equal(swapped.x[:k], DIGITS.x[:k])
     label_of = {tuple(p): c for p, c in zip(DIGITS.x.flatten(1).tolist(), DIGITS.y.tolist())}
@@ -333,7 +341,8 @@ def test_noise_and_imbalance_touch_only_train(kind):
 
 def even(value, n=1000, channels=3):
     "Images of one grey level."
-    return Examples(torch.full((n, channels, 9, 7), value, dtype=torch.uint8), torch.arange(n) % 2, "ab", mean=(0.1,), std=(0.2,))
+    return Examples(torch.full((n, channels, 9, 7), value, dtype=torch.uint8), torch.arange(n) % 2, "ab",
+                    mean=(0.1,), std=(0.2,))
 
 
 @pytest.mark.parametrize("share,std,channels", [(0.05, 30.0, 1), (0.3, 30.0, 3), (0.9, 5.0, 3)])
@@ -349,9 +358,12 @@ def test_pixel_noise_has_its_share_mean_and_deviation(share, std, channels):
     assert ((per_place - share).abs() < 5 * (share * (1 - share) / len(split)) ** 0.5).all()
     seen = added.permute(0, 2, 3, 1)[chosen]               # [chosen pixels, C]
     assert (seen.mean(0) - 120).abs().max() < 4 * std / len(seen) ** 0.5
-    assert (seen.std(0) / std - 1).abs().max() < 4 / (2 * len(seen)) ** 0.5 + 0.005   # rounding adds 1/12 to the variance
-    if channels == 3: assert (torch.corrcoef(seen.T) - torch.eye(3)).abs().max() < 4 / len(seen) ** 0.5   # channels independent
-    assert (split.x == 10).all() and noisy.y is split.y and noisy.noisy is None and (noisy.mean, noisy.std) == (split.mean, split.std)
+    # rounding adds 1/12 to the variance
+    assert (seen.std(0) / std - 1).abs().max() < 4 / (2 * len(seen)) ** 0.5 + 0.005
+    if channels == 3:
+        assert (torch.corrcoef(seen.T) - torch.eye(3)).abs().max() < 4 / len(seen) ** 0.5   # channels independent
+    assert (split.x == 10).all() and noisy.y is split.y and noisy.noisy is None
+    assert (noisy.mean, noisy.std) == (split.mean, split.std)
 
 
 def test_pixel_noise_equals_the_definition(photos):
@@ -359,7 +371,8 @@ def test_pixel_noise_equals_the_definition(photos):
     split, std = Examples(photos, torch.arange(24) % 2, "ab"), 90.0
     noisy, g = noise_pixels(split, 0.4, std, seeded(3, "t")), seeded(3, "t")
     u, e = torch.rand(64, 1, 32, 32, generator=g), torch.randn(64, 3, 32, 32, generator=g)
-    for i, r, c in torch.cartesian_prod(torch.arange(0, 24, 5), torch.arange(0, 32, 3), torch.arange(0, 32, 5)).tolist():
+    for i, r, c in torch.cartesian_prod(torch.arange(0, 24, 5), torch.arange(0, 32, 3),
+                                        torch.arange(0, 32, 5)).tolist():
         for k in range(3):
             old, now = int(photos[i, k, r, c]), int(noisy.x[i, k, r, c])
             exact = old if u[i, 0, r, c] >= 0.4 else min(max(old + 120 + std * float(e[i, k, r, c]), 0.0), 255.0)
@@ -371,7 +384,8 @@ def test_pixel_noise_equals_the_definition(photos):
 
 def test_pixel_noise_of_an_image_depends_on_its_place_alone():
     whole = noise_pixels(even(10, n=200), 0.3, 30.0, seeded(0, "t"))
-    for n in (1, 63, 64, 65, 199): assert torch.equal(noise_pixels(even(10, n=n), 0.3, 30.0, seeded(0, "t")).x, whole.x[:n])
+    for n in (1, 63, 64, 65, 199):
+        assert torch.equal(noise_pixels(even(10, n=n), 0.3, 30.0, seeded(0, "t")).x, whole.x[:n])
     assert not torch.equal(whole.x[:64], whole.x[64:128])  # but blocks differ
     assert not torch.equal(noise_pixels(even(10, n=200), 0.3, 30.0, seeded(1, "t")).x, whole.x)
 
@@ -385,13 +399,15 @@ def test_permutation_moves_whole_pixels(photos):
         assert torch.equal(mixed.x[:, :, p // 27, p % 27], split.x[:, :, q // 27, q % 27])
     assert torch.equal(permute_pixels(mixed, order.argsort()).x, split.x) and not torch.equal(mixed.x, split.x)
     for bad in (order[:-1], order.clamp_min(1), order + 1):
-        with pytest.raises(ValueError, match="permutation of the 837 pixel positions 0..836"): permute_pixels(split, bad)
+        with pytest.raises(ValueError, match="permutation of the 837 pixel positions 0..836"):
+            permute_pixels(split, bad)
 
 
 def test_recipe_permutes_every_split_alike_and_noises_train_only():
     plain, mixed = load_data(DataRecipe()), load_data(DataRecipe(permute_pixels=True))
     order = torch.randperm(64, generator=seeded(0, "permutation"))
-    for a, b in zip(plain, mixed): assert torch.equal(b.x.flatten(2), a.x.flatten(2)[:, :, order]) and torch.equal(a.y, b.y)
+    for a, b in zip(plain, mixed):
+        assert torch.equal(b.x.flatten(2), a.x.flatten(2)[:, :, order]) and torch.equal(a.y, b.y)
     noisy = load_data(DataRecipe(pixel_noise=0.2))
     assert not torch.equal(noisy.train.x, plain.train.x) and noisy.train.mean == plain.train.mean
     for name in ("dev", "test"): assert torch.equal(getattr(noisy, name).x, getattr(plain, name).x)
@@ -408,8 +424,10 @@ def test_pixel_noise_is_paired_with_the_other_settings():
     flipped = load_data(DataRecipe(pixel_noise=0.2, noise=0.4)).train
     thin = load_data(DataRecipe(pixel_noise=0.2, keep_rates="1,1,1,1,1,.5,.5,.5,.5,.5")).train
     mixed = load_data(DataRecipe(pixel_noise=0.2, permute_pixels=True)).train
-    assert torch.equal(fewer.x, base.x[:100]) and torch.equal(flipped.x, base.x) and torch.equal(thin.x, base.x[thin.ids - 250])
-    assert torch.equal(permute_pixels(mixed, torch.randperm(64, generator=seeded(0, "permutation")).argsort()).x, base.x)
+    assert torch.equal(fewer.x, base.x[:100]) and torch.equal(flipped.x, base.x)
+    assert torch.equal(thin.x, base.x[thin.ids - 250])
+    assert torch.equal(permute_pixels(mixed, torch.randperm(64, generator=seeded(0, "permutation")).argsort()).x,
+                       base.x)
     assert torch.equal(flipped.y, load_data(DataRecipe(noise=0.4)).train.y)
 
 
@@ -418,8 +436,10 @@ def test_pixels_want_a_set_in_memory(tree):
     says("pixel_noise = 0.2", "held in memory", pixel_noise=0.2, **stream)
     says("permute_pixels = True", "held in memory", permute_pixels=True, **stream)
     split = load_data(DataRecipe(**stream)).train
-    with pytest.raises(ValueError, match="pixel_noise = 0.2.*held in memory"): noise_pixels(split, 0.2, 30.0, seeded(0, "t"))
-    with pytest.raises(ValueError, match="permute_pixels.*held in memory"): permute_pixels(split, torch.randperm(24 * 24))
+    with pytest.raises(ValueError, match="pixel_noise = 0.2.*held in memory"):
+        noise_pixels(split, 0.2, 30.0, seeded(0, "t"))
+    with pytest.raises(ValueError, match="permute_pixels.*held in memory"):
+        permute_pixels(split, torch.randperm(24 * 24))
     with pytest.raises(ValueError, match="needs uint8 images, not torch.float32"):
         noise_pixels(Examples(torch.rand(4, 1, 8, 8), torch.arange(4) % 2, "ab"), 0.2, 30.0, seeded(0, "t"))
     whole = load_data(DataRecipe(**stream | {"memory_gb": 1.0}, permute_pixels=True, pixel_noise=0.1))
@@ -438,11 +458,13 @@ def test_changes_survive_a_csv_file(tmp_path):
         if share:
             ids = torch.tensor(frame["id"].to_numpy())
             assert torch.equal(ids - 100, at := flipped.noisy.nonzero()[:, 0])
-            assert frame["label"].tolist() == flipped.y[at].tolist() and frame["clean_label"].tolist() == clean.y[at].tolist()
+            assert frame["label"].tolist() == flipped.y[at].tolist()
+            assert frame["clean_label"].tolist() == clean.y[at].tolist()
         older = frame.assign(id=frame["id"] - 100, source=frame["id"])
         for listed in (frame, frame.iloc[::-1], older):           # a list need not be sorted
             again = apply_changes(clean, listed)
-            assert all(torch.equal(getattr(again, k), getattr(flipped, k)) for k in ("x", "y", "clean_y", "noisy", "ids"))
+            assert all(torch.equal(getattr(again, k), getattr(flipped, k))
+                       for k in ("x", "y", "clean_y", "noisy", "ids"))
         assert clean.clean_y is None and clean.noisy is None
 
 
@@ -465,7 +487,8 @@ ROWS = {"id": [0, 1296], "label": [(A + 1) % 10, (C + 1) % 10], "clean_label": [
 
 @pytest.mark.parametrize("change,words", [
     ({"id": [0, 1297]}, ["id = 1297", "0..1296"]), ({"id": [-1, 0]}, ["id = -1", "0..1296"]),
-    ({"label": [3, 10]}, ["label = 10", "0..9"]), ({"label": [-1, 3]}, ["label = -1"]), ({"clean_label": [A, 11]}, ["clean_label = 11", "0..9"]),
+    ({"label": [3, 10]}, ["label = 10", "0..9"]), ({"label": [-1, 3]}, ["label = -1"]),
+    ({"clean_label": [A, 11]}, ["clean_label = 11", "0..9"]),
     ({"clean_label": [A, (C + 1) % 10]}, [f"clean_label = {(C + 1) % 10}", "id 1296", f"label {C}", "another dataset"]),
     ({"label": [3, None]}, ["label = nan", "whole number"]), ({"label": [3, 2.5]}, ["label = 2.5", "whole number"]),
     ({"id": [0, float("inf")]}, ["id = inf"]), ({"label": [3, "cat"]}, ["label = cat", "0..9"]),
@@ -478,9 +501,12 @@ def test_changes_refuse(change, words):
 
 def test_changes_refuse_a_missing_column_and_a_second_time():
     for name in ROWS:
-        with pytest.raises(ValueError, match=f"'{name}' is missing"): apply_changes(DIGITS, pd.DataFrame(ROWS).drop(columns=name))
-    with pytest.raises(ValueError, match="another dataset"): apply_changes(apply_changes(DIGITS, pd.DataFrame(ROWS)), pd.DataFrame(ROWS))
-    with pytest.raises(ValueError, match="another dataset"): apply_changes(DIGITS, changed_labels(swap_images(DIGITS, 0.4, seeded(0, "t"))))
+        with pytest.raises(ValueError, match=f"'{name}' is missing"):
+            apply_changes(DIGITS, pd.DataFrame(ROWS).drop(columns=name))
+    with pytest.raises(ValueError, match="another dataset"):
+        apply_changes(apply_changes(DIGITS, pd.DataFrame(ROWS)), pd.DataFrame(ROWS))
+    with pytest.raises(ValueError, match="another dataset"):
+        apply_changes(DIGITS, changed_labels(swap_images(DIGITS, 0.4, seeded(0, "t"))))
 
 
 # ---- recipes
@@ -502,12 +528,14 @@ def test_splits_are_disjoint_and_in_order():
     ({"n_train": 0}, ["n_train = 0", "above 0"]), ({"dev_size": -1}, ["dev_size = -1"]),
     ({"noise": 1.0}, ["noise = 1.0", "[0, 1)"]), ({"noise": -0.1}, ["noise"]), ({"noise_kind": "flop"}, ["flip, swap"]),
     ({"pixel_noise": 1.0}, ["pixel_noise = 1.0", "[0, 1)"]), ({"pixel_noise": -0.1}, ["pixel_noise = -0.1", "[0, 1)"]),
-    ({"pixel_noise": math.nan}, ["pixel_noise", "finite"]), ({"pixel_noise_std": 0.0}, ["pixel_noise_std = 0.0", "above 0"]),
+    ({"pixel_noise": math.nan}, ["pixel_noise", "finite"]),
+    ({"pixel_noise_std": 0.0}, ["pixel_noise_std = 0.0", "above 0"]),
     ({"pixel_noise_std": -5.0}, ["pixel_noise_std = -5.0"]), ({"permute_pixels": 1}, ["permute_pixels = 1", "bool"]),
     ({"dev_from": "last"}, ["first, rest"]), ({"keep_rates": "1,1"}, ["keep_rates has 2", "10"]),
     ({"keep_rates": "1,x"}, ["keep_rates = '1,x'"]), ({"keep_rates": ",".join("2" * 10)}, ["[0, 1]"]),
-    ({"randaugment": 31}, ["0..30"]), ({"crop": -1}, ["crop"]), ({"cutout": -2}, ["cutout"]), ({"flip": 1}, ["flip", "bool"]),
-    ({"image_size": 32}, ["image_size = 32", "folders"]), ({"memory_gb": 0.0}, ["memory_gb"]), ({"n_train": "all"}, ["n_train"]),
+    ({"randaugment": 31}, ["0..30"]), ({"crop": -1}, ["crop"]), ({"cutout": -2}, ["cutout"]),
+    ({"flip": 1}, ["flip", "bool"]), ({"image_size": 32}, ["image_size = 32", "folders"]),
+    ({"memory_gb": 0.0}, ["memory_gb"]), ({"n_train": "all"}, ["n_train"]),
 ])
 def test_recipe_refuses(recipe, words): says(*words, **recipe)
 
@@ -530,15 +558,18 @@ def test_tree_order_is_interleaved_and_natural(tmp_path):
     files, y, classes = list_tree(tmp_path)
     assert classes == ("a", "b") and len(files) == 18
     names = [Path(os.fsdecode(f)).stem for f in files]
-    assert [int(n) for n, c in zip(names, y) if c == 0] == list(range(12)) and [int(n) for n, c in zip(names, y) if c == 1] == list(range(6))
+    assert [int(n) for n, c in zip(names, y) if c == 0] == list(range(12))
+    assert [int(n) for n, c in zip(names, y) if c == 1] == list(range(6))
     for k in range(3, 19, 3): assert y[:k].sum() == k // 3     # every prefix holds the classes in proportion
 
 
 def test_folder_in_memory_and_streamed_agree(tree):
-    base = dict(dataset=str(tree), dev_size=10, n_train=60, dev_from="rest", image_size=28, noise=0.25, noise_kind="swap")
+    base = dict(dataset=str(tree), dev_size=10, n_train=60, dev_from="rest", image_size=28, noise=0.25,
+                noise_kind="swap")
     loaded, streamed = load_data(DataRecipe(**base)), load_data(DataRecipe(**base, memory_gb=1e-6))
     for a, b in zip(loaded, streamed):
-        assert isinstance(a, Examples) and isinstance(b, FolderExamples) and a.shape == b.shape == (3, 28, 28) and a.classes == b.classes
+        assert isinstance(a, Examples) and isinstance(b, FolderExamples)
+        assert a.shape == b.shape == (3, 28, 28) and a.classes == b.classes
         for workers in (0, 2):
             for p, q in zip(eval_batches(a, 16), eval_batches(b, 16, workers=workers), strict=True):
                 assert all(torch.equal(s, t) for s, t in zip(p, q))
@@ -559,7 +590,8 @@ def test_streamed_training_resumes_bit_equal(tree, workers):
     second = make(workers)
     second.load_state_dict(first.state_dict())
     got = list(second) + list(second())
-    assert len(got) == len(expected) - 2 and all(torch.equal(a.x, b.x) and torch.equal(a.idx, b.idx) for a, b in zip(expected[2:], got))
+    assert len(got) == len(expected) - 2
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.idx, b.idx) for a, b in zip(expected[2:], got))
     assert torch.equal(state, torch.get_rng_state())
     assert not torch.equal(split.take(expected[0].idx).x, next(split.stream(expected[0].idx[None], crops=(1, 1))).x)
 
@@ -602,7 +634,8 @@ def test_damaged_files(tree):
             assert len(said) == 1 and "1 of 80" in said[0] and str(victim) in said[0]
         streamed = load_data(DataRecipe(**base, memory_gb=1e-6, image_size=24)).train
         for workers in (0, 1):
-            with pytest.raises(ValueError, match="not a readable image") as e: list(eval_batches(streamed, 16, workers=workers))
+            with pytest.raises(ValueError, match="not a readable image") as e:
+                list(eval_batches(streamed, 16, workers=workers))
             assert str(victim) in str(e.value) and "Traceback" not in str(e.value)
 
 
@@ -650,7 +683,8 @@ def test_cifar10():
     begun = time.perf_counter()
     data = load_data(DataRecipe(dataset="cifar10", n_train=4000, dev_size=5000, dev_from="rest"))
     print(f"CIFAR-10 decoded in {time.perf_counter() - begun:.1f} s")
-    assert [len(s) for s in data] == [4000, 5000, 10000] and data.train.shape == (3, 32, 32) and data.train.classes[3] == "cat"
+    assert [len(s) for s in data] == [4000, 5000, 10000] and data.train.shape == (3, 32, 32)
+    assert data.train.classes[3] == "cat"
     assert torch.bincount(data.train.y).tolist() == [400] * 10 and torch.bincount(data.dev.y).tolist() == [500] * 10
     x = Augment(mean=data.test.mean, std=data.test.std)(data.test.x)
     assert x.mean((0, 2, 3)).abs().max() < 0.05 and (x.std((0, 2, 3)) - 1).abs().max() < 0.05
@@ -659,8 +693,8 @@ def test_cifar10():
 def decisions_of(split, actions, **more):
     "One decision per action, about the first examples of a split, from the last to the first of them."
     ids = list(range(len(actions)))[::-1]
-    return pd.DataFrame({"id": split.ids[ids].numpy(), "action": actions, "label": "", "was": [split.classes[int(split.y[i])] for i in ids],
-                         "reason": ""} | more)
+    return pd.DataFrame({"id": split.ids[ids].numpy(), "action": actions, "label": "",
+                         "was": [split.classes[int(split.y[i])] for i in ids], "reason": ""} | more)
 
 
 @pytest.mark.parametrize("actions", [["remove"] * 5, ["remove", "keep", "relabel"] * 20, ["relabel"], ["keep"] * 3])
@@ -682,13 +716,16 @@ def test_decisions_against_a_loop_over_examples(actions):
 
 
 def test_decisions_reach_the_training_set_of_a_recipe_by_file(tmp_path, tree):
-    for recipe, actions in ((DataRecipe(noise=0.4), ["remove"] * 40), (DataRecipe(dataset=str(tree), dev_size=20, memory_gb=1e-9, image_size=8), ["remove"] * 9)):
+    for recipe, actions in ((DataRecipe(noise=0.4), ["remove"] * 40),
+                            (DataRecipe(dataset=str(tree), dev_size=20, memory_gb=1e-9, image_size=8), ["remove"] * 9)):
         before = load_data(recipe)
         frame = decisions_of(before.train, actions)
         frame[["id", "action"]].to_csv(tmp_path / "few.csv", index=False)    # what was and why may be missing
         after = load_data(replace(recipe, decisions=str(tmp_path / "few.csv")))
-        assert len(after.train) == len(before.train) - len(actions) and not set(after.train.ids.tolist()) & set(frame.id)
-        assert torch.equal(after.train.take(after.train.ids[:5]).x, before.train.take(before.train.ids[len(actions):len(actions) + 5]).x)
+        assert len(after.train) == len(before.train) - len(actions)
+        assert not set(after.train.ids.tolist()) & set(frame.id)
+        assert torch.equal(after.train.take(after.train.ids[:5]).x,
+                           before.train.take(before.train.ids[len(actions):len(actions) + 5]).x)
         assert torch.equal(after.dev.y, before.dev.y) and torch.equal(after.test.y, before.test.y)
 
 
@@ -699,25 +736,30 @@ def test_decisions_about_what_is_held_out_change_nothing():
 
 
 @pytest.mark.parametrize("change, text", [
-    (dict(was="no"), "was = 'no' for id"), (dict(was="9"), "other data or other noise"), (dict(id=[50_000, 50_001]), "neither this nor any other"),
+    (dict(was="no"), "was = 'no' for id"), (dict(was="9"), "other data or other noise"),
+    (dict(id=[50_000, 50_001]), "neither this nor any other"),
     (dict(action="relabel", label="ten"), "label = 'ten' for id"),
 ])
 def test_decisions_about_other_data_are_refused(change, text):
     split = load_digits_splits()[0].select(range(20))
     split.y[:2] = 4
-    with pytest.raises(ValueError, match=text): apply_decisions(split, decisions_of(split, ["remove", "keep"]).assign(**change))
+    with pytest.raises(ValueError, match=text):
+        apply_decisions(split, decisions_of(split, ["remove", "keep"]).assign(**change))
 
 
 def test_decisions_must_leave_something():
     split = DIGITS.select(range(3))
-    with pytest.raises(ValueError, match="remove all 3 examples"): apply_decisions(split, decisions_of(split, ["remove"] * 3))
+    with pytest.raises(ValueError, match="remove all 3 examples"):
+        apply_decisions(split, decisions_of(split, ["remove"] * 3))
 
 
 @pytest.mark.parametrize("text, error", [
-    ("", "not a CSV file"), ("id\n1\n", "column 'action' is missing"), ("id,action\n-1,remove\n", "line 2: id = '-1'"), ("action\nremove\n", "column 'id' is missing"),
-    ("source,action\n1,remove\n1.5,remove\n", "line 3: id = '1.5'"), ("id,action\n1,drop\n", "line 2: action = 'drop' must be one of remove"),
+    ("", "not a CSV file"), ("id\n1\n", "column 'action' is missing"), ("id,action\n-1,remove\n", "line 2: id = '-1'"),
+    ("action\nremove\n", "column 'id' is missing"), ("source,action\n1,remove\n1.5,remove\n", "line 3: id = '1.5'"),
+    ("id,action\n1,drop\n", "line 2: action = 'drop' must be one of remove"),
     ("source,action\n1,remove\n2,remove\n1,keep\n", "line 4: id = '1' must be named only once"),
-    ("source,action,label\n1,relabel,\n", "line 2: label = '' must be a class"), ("\xff\xfe\x00", "not a CSV file|column"),
+    ("source,action,label\n1,relabel,\n", "line 2: label = '' must be a class"),
+    ("\xff\xfe\x00", "not a CSV file|column"),
 ])
 def test_a_bad_file_of_decisions_is_refused_with_its_line(tmp_path, text, error):
     (tmp_path / "d.csv").write_bytes(text.encode("latin1"))

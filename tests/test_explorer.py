@@ -61,7 +61,8 @@ def test_the_same_score_of_two_trainings_keeps_both_names(panel, root):
 
 
 def test_only_runs_on_the_same_data_are_laid_beside(panel):
-    assert set(panel.beside.options) == {"(none)", "one", "two"} and set(panel.run.options) == {"one", "two", "elsewhere"}
+    assert set(panel.beside.options) == {"(none)", "one", "two"}
+    assert set(panel.run.options) == {"one", "two", "elsewhere"}
 
 
 def test_tables_of_their_own_have_decisions_of_their_own(tmp_path):
@@ -83,7 +84,8 @@ def test_who_goes_on_to_another_run_keeps_its_decisions(panel, root):
     panel.select([3])
     panel.mark("keep")
     third = Explorer("two", root=root)
-    assert panel.decisions.lock is None and "here you can only look" in panel.status.value and "another explorer" in panel.message.value
+    assert panel.decisions.lock is None and "here you can only look" in panel.status.value
+    assert "another explorer" in panel.message.value
     assert third.decisions.lock and len(third.decisions) == 1 and "would see 1 of" in third.status.value
     for p in (other, third): p.close()
     assert not {p for p in Explorer.open_files.values() if p in (other, third)}
@@ -109,7 +111,8 @@ def test_what_nobody_foresaw_is_said(panel, root, tmp_path):
     panel.chosen.cards.opened = 3
     assert "ValueError" in panel.message.value or "history_loss" in panel.message.value or "size" in panel.message.value
     file.write_bytes(whole)
-    odd = Explorer(pd.DataFrame({"loss": [1.0, np.nan, 3], "class": ["a", None, "b"], "notes": [[1], [2], []]}), root=tmp_path)
+    odd = Explorer(pd.DataFrame({"loss": [1.0, np.nan, 3], "class": ["a", None, "b"], "notes": [[1], [2], []]}),
+                   root=tmp_path)
     assert set(odd.classes.options) == {"a", "b", "nan"} or set(odd.classes.options) == {"a", "b", "None"}
     odd.close()
 
@@ -152,7 +155,8 @@ def test_sentences_have_no_class_to_change(root, tmp_path):
 
 
 def test_a_panel_that_is_closed_leaves_nothing(root):
-    alive = lambda: len(ipywidgets.Widget.widgets) if isinstance(getattr(ipywidgets.Widget, "widgets", None), dict) else len(ipywidgets.widgets.widget._instances)
+    alive = lambda: len(ipywidgets.Widget.widgets) if isinstance(getattr(ipywidgets.Widget, "widgets", None),
+                                                                 dict) else len(ipywidgets.widgets.widget._instances)
     before = alive()
     panel = Explorer("one", root=root)
     opened = alive()
@@ -164,12 +168,15 @@ def test_a_panel_that_is_closed_leaves_nothing(root):
 
 def test_what_the_small_charts_encode():
     curves = _curves("bleu").to_dict()
-    assert [p["encoding"]["y"]["title"] for p in curves["hconcat"]] == [chart_base.Y_TITLES["loss"], chart_base.Y_TITLES["bleu"]]
-    assert [p["transform"] for p in curves["hconcat"]] == [[{"filter": f"(datum.panel === '{name}')"}] for name in ("loss", "metric")]
+    assert [p["encoding"]["y"]["title"] for p in curves["hconcat"]] == [chart_base.Y_TITLES["loss"],
+                                                                        chart_base.Y_TITLES["bleu"]]
+    assert ([p["transform"] for p in curves["hconcat"]] == [[{"filter": f"(datum.panel === '{name}')"}]
+                                                            for name in ("loss", "metric")])
     assert curves["data"] == {"name": "rows"} and curves["hconcat"][0]["encoding"]["x"]["field"] == "step"
     bars = _bar_chart((-1.0, 3.0), "margin", (300, 100)).to_dict()
     x, y = bars["encoding"]["x"], bars["encoding"]["y"]
-    assert (x["field"], bars["encoding"]["x2"]["field"], y["field"], bars["encoding"]["y2"]["field"]) == ("low", "high", "base", "top")
+    assert (x["field"], bars["encoding"]["x2"]["field"], y["field"], bars["encoding"]["y2"]["field"]) == (
+        "low", "high", "base", "top")
     assert x["scale"]["domain"] == [-1.0, 3.0] and x["title"] == "margin" and bars["params"][0]["name"] == "brush"
     loss = _loss_chart().to_dict()["encoding"]
     assert (loss["x"]["field"], loss["y"]["field"], loss["y"]["title"]) == ("presentation", "loss", "loss, nats")

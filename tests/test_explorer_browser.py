@@ -1,4 +1,5 @@
-"""The explorer in a real JupyterLab, with the mouse: brush, lasso, filter, open, mark, undo, train, cancel, export; and as a page of voila."""
+"""The explorer in a real JupyterLab, with the mouse: brush, lasso, filter,
+open, mark, undo, train, cancel, export; and as a page of voila."""
 import shutil
 import time
 from urllib.error import HTTPError
@@ -23,9 +24,11 @@ AROUND = [(0.5, 0.55), (0.97, 0.5), (0.97, 0.99), (0.5, 0.99)]   # the lower rig
 
 EXECUTE = """async ([code, kernel]) => {   // as somebody in the page's console would
     const config = JSON.parse(document.getElementById('jupyter-config-data').textContent);
-    const socket = new WebSocket(`ws://${location.host}${config.baseUrl}api/kernels/${kernel ?? config.kernelId}/channels?session_id=page&token=t`);
+    const channels = `api/kernels/${kernel ?? config.kernelId}/channels?session_id=page&token=t`;
+    const socket = new WebSocket(`ws://${location.host}${config.baseUrl}${channels}`);
     await new Promise((yes, no) => { socket.onopen = yes; socket.onerror = no; });
-    const header = { msg_id: 'one', msg_type: 'execute_request', username: '', session: 'page', version: '5.3', date: new Date().toISOString() };
+    const header = { msg_id: 'one', msg_type: 'execute_request', username: '', session: 'page', version: '5.3',
+                     date: new Date().toISOString() };
     const content = { code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false };
     socket.send(JSON.stringify({ header, content, parent_header: {}, metadata: {}, buffers: [], channel: 'shell' }));
     await new Promise(r => setTimeout(r, 1000));
@@ -35,7 +38,8 @@ EXECUTE = """async ([code, kernel]) => {   // as somebody in the page's console 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "A run long enough to be cancelled."
-    return example_run(tmp_path_factory.mktemp("runs"), steps=600, eval_every=200, save_every=40, log_every=20, history=30, name="digits")
+    return example_run(tmp_path_factory.mktemp("runs"), steps=600, eval_every=200, save_every=40, log_every=20,
+                       history=30, name="digits")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,8 @@ def picked(page): return page.value("panel.selected.tolist()")
 
 def test_the_panel_opens_and_draws(page):
     page.screenshot("open")
-    assert page.value("(panel.run.value, panel.training.value, panel.x.score.value, panel.y.score.value)") == ("digits", "uniform-0", "confidence_spread", "confidence")
+    assert page.value("(panel.run.value, panel.training.value, panel.x.score.value, panel.y.score.value)") == (
+        "digits", "uniform-0", "confidence_spread", "confidence")
     assert page.page.locator("canvas").count() >= 2 and page.errors == []
 
 
@@ -94,7 +99,8 @@ def test_ticked_cards_are_removed_and_it_can_be_undone(page, run):
     page.until("len(panel.decisions)", 2)
     frame = read_training(run).frame
     saved = read_decisions(run / "decisions.csv")
-    assert sorted(saved.id) == sorted(frame["id"][rows]) and set(saved.action) == {"remove"} and set(saved.reason) == {"blurred"}
+    assert sorted(saved.id) == sorted(frame["id"][rows]) and set(saved.action) == {"remove"}
+    assert set(saved.reason) == {"blurred"}
     page.page.wait_for_function("() => document.querySelectorAll('.datasel-remove').length == 2")
     click(page, "Undo")
     page.until("len(panel.decisions)", 0)
@@ -111,13 +117,15 @@ def test_filter_by_class_and_by_histogram(page, run):
     page.still(".datasel-histogram canvas")           # the brush has come to rest
     low, high = page.value("tuple(map(float, panel.histogram.interval))")
     frame = read_training(run).frame
-    assert picked(page) == frame.index[frame["class"].isin(["3", "8"]) & frame.confidence_spread.between(low, high)].tolist()
+    assert picked(page) == frame.index[frame["class"].isin(["3", "8"])
+                                       & frame.confidence_spread.between(low, high)].tolist()
     page.screenshot("filtered")
     page.do("panel.histogram.interval = None; panel.classes.value = ()")
 
 
 def test_relabel_the_selection_by_the_mouse(page, run):
-    page.do("panel.ask(); panel.select([int(i) for i in (panel.records.frame.predicted != panel.records.frame['class']).to_numpy().nonzero()[0]])")
+    page.do("panel.ask(); panel.select([int(i) for i in (panel.records.frame.predicted != "
+            "panel.records.frame['class']).to_numpy().nonzero()[0]])")
     assert page.value("panel.label.value") == "(as predicted)"
     click(page, "Relabel")
     page.until("len(panel.decisions) > 10", True)
@@ -137,12 +145,16 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     click(page, "Remove")
     page.until("len(panel.decisions) == len(panel.selected)", True)
     frame, rows = read_training(run).frame, picked(page)
-    assert frame.confidence[rows].max() < frame.confidence.quantile(0.75) and frame.confidence_spread[rows].min() > frame.confidence_spread.min()
-    assert read_decisions(run / "decisions.csv").id.tolist() == frame["id"][rows].tolist()     # exactly the selected ids
+    assert frame.confidence[rows].max() < frame.confidence.quantile(0.75)
+    assert frame.confidence_spread[rows].min() > frame.confidence_spread.min()
+    # exactly the selected ids
+    assert read_decisions(run / "decisions.csv").id.tolist() == frame["id"][rows].tolist()
     click(page, "Train on what is left")
-    page.until("panel.again.job is not None and (panel.again.job.folder / 'uniform-0/checkpoints/checkpoints.json').exists()", True, timeout=patience(200))
+    page.until("panel.again.job is not None and (panel.again.job.folder / "
+               "'uniform-0/checkpoints/checkpoints.json').exists()", True, timeout=patience(200))
     page.until("panel.again.live.children[0].state.phase", "running", timeout=patience(120))
-    page.page.wait_for_function("n => document.querySelectorAll('.datasel-live canvas').length == 1")     # the curves are drawn, and grow
+    # the curves are drawn, and grow
+    page.page.wait_for_function("n => document.querySelectorAll('.datasel-live canvas').length == 1")
     points = page.value("len(panel.again.live.children[0].chart.rows)")
     page.until(f"len(panel.again.live.children[0].chart.rows) > {points}", True)
     page.screenshot("training")
@@ -153,7 +165,8 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     click(page, "Train on what is left")
     page.until("panel.again.job.state()", "done", timeout=patience(400))
     page.until("panel.again.result.value != ''", True)
-    assert page.value("list(panel.again.table.index)") == ["before", "after"] and page.value("bool(panel.again.table.notna().all(axis=None))")
+    assert page.value("list(panel.again.table.index)") == ["before", "after"]
+    assert page.value("bool(panel.again.table.notna().all(axis=None))")
     after = run.parent / edited_name(run, run / "decisions.csv", 0)
     assert len(pd.read_parquet(after / "uniform-0" / "examples.parquet")) == len(frame) - len(rows)
     page.screenshot("compared")
@@ -173,23 +186,31 @@ def test_empty_selection_is_told(page):
 
 
 def test_the_same_panel_as_a_page(run, tmp_path):
-    with voila(notebook(tmp_path / "panel.ipynb", PANEL.format(str(run)) + "\npanel"), tmp_path, size=(1300, 1700), ready="canvas") as page:
+    with voila(notebook(tmp_path / "panel.ipynb", PANEL.format(str(run)) + "\npanel"), tmp_path, size=(1300, 1700),
+               ready="canvas") as page:
         page.still(SCATTER)
         page.lasso(".datasel-scatter canvas", AROUND)
         page.page.wait_for_selector(".datasel-card")
         page.screenshot("page")
-        assert "panel = " not in page.page.content() and page.page.locator(".CodeMirror, .cm-editor").count() == 0     # no code is shown
+        # no code is shown
+        assert "panel = " not in page.page.content()
+        assert page.page.locator(".CodeMirror, .cm-editor").count() == 0
         assert page.blocked == [] and page.errors == []
-        icon = page.page.locator(".fa-download").first.evaluate("i => [getComputedStyle(i, '::before').content.length, getComputedStyle(i).fontFamily]")
-        assert icon[0] == 3 and "Awesome" in icon[1]                               # a sign in quotes, in the font of icons
+        icon = page.page.locator(".fa-download").first.evaluate(
+            "i => [getComputedStyle(i, '::before').content.length, getComputedStyle(i).fontFamily]")
+        # a sign in quotes, in the font of icons
+        assert icon[0] == 3 and "Awesome" in icon[1]
         port = urlparse(page.page.url).port
-        assert {c.laddr.ip for c in psutil.net_connections() if c.status == "LISTEN" and c.laddr.port == port} == {"127.0.0.1"}
+        assert {c.laddr.ip for c in psutil.net_connections() if c.status == "LISTEN" and c.laddr.port == port} == {
+            "127.0.0.1"}
         made = tmp_path / "made"
         page.page.evaluate(EXECUTE, [f"open({str(made)!r}, 'w').close()", None])
         time.sleep(2)
         assert not made.exists()                                                   # the page cannot run code of its own
-        for path in ("voila/files/panel.ipynb", "voila/files/../../../etc/hostname", "voila/files/..%2f..%2f..%2fetc/hostname", "files/panel.ipynb", "api/contents"):
-            with pytest.raises(HTTPError): urlopen(f"http://127.0.0.1:{port}/{path}", timeout=patience(20))      # nor read files
+        for path in ("voila/files/panel.ipynb", "voila/files/../../../etc/hostname",
+                     "voila/files/..%2f..%2f..%2fetc/hostname", "files/panel.ipynb", "api/contents"):
+            with pytest.raises(HTTPError):
+                urlopen(f"http://127.0.0.1:{port}/{path}", timeout=patience(20))      # nor read files
 
 
 def test_where_code_may_be_run_the_same_attempt_succeeds(page, tmp_path):

@@ -1,4 +1,5 @@
-"""The explorer in a real JupyterLab with other data than one run of digits: 50,000 pictures, sentences, lost pictures, runs that cannot be read."""
+"""The explorer in a real JupyterLab with other data than one run of digits:
+50,000 pictures, sentences, lost pictures, runs that cannot be read."""
 import os
 import shutil
 import subprocess
@@ -86,7 +87,8 @@ def test_runs_that_cannot_be_read_are_told_and_the_panel_goes_on(page, root):
         choose(page, "run", "good")
         page.page.wait_for_selector("canvas")
     page.do("again = Explorer('begun', root=panel.root)")
-    assert "no training has ended yet" in page.value("again.message.value") and "uniform-0" in page.value("again.message.value")
+    assert "no training has ended yet" in page.value("again.message.value")
+    assert "uniform-0" in page.value("again.message.value")
     page.do("panel.select(range(5)); panel.mark('remove')")
     assert len(read_decisions(root / "good" / "decisions.csv")) == 5
     choose(page, "beside", "older")                          # a second run for the axes
@@ -102,10 +104,12 @@ def test_runs_that_cannot_be_read_are_told_and_the_panel_goes_on(page, root):
 def test_a_second_explorer_only_looks(page, root):
     decided = root / "good" / "decisions.csv"
     page.do("panel.select([1, 2, 3]); panel.mark('keep')")
-    with pytest.raises(ValueError, match="another explorer decides about this run"): Decisions(decided).decide("remove", [7])   # of this process
+    with pytest.raises(ValueError, match="another explorer decides about this run"):
+        Decisions(decided).decide("remove", [7])   # of this process
     assert len(read_decisions(decided)) == 3
     page.do("panel.undo(); panel.close()")
-    other = "import sys, time; from datasel_wb.review import Decisions; d = Decisions(sys.argv[1]); print('has it', flush=True); time.sleep(3600)"
+    other = ("import sys, time; from datasel_wb.review import Decisions; d = Decisions(sys.argv[1]); print('has it', "
+             "flush=True); time.sleep(3600)")
     process = subprocess.Popen([sys.executable, "-c", other, decided], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "has it\n"
@@ -153,7 +157,8 @@ panel.close()""")
     page.page.wait_for_selector("canvas")
     page.do("panel.select(range(8))")
     page.page.wait_for_function("document.querySelectorAll('.datasel-card').length == 8")
-    assert page.page.locator(".datasel-missing").count() == 2 and "2 of these pictures missing" in page.value("panel.chosen.about.value")
+    assert page.page.locator(".datasel-missing").count() == 2
+    assert "2 of these pictures missing" in page.value("panel.chosen.about.value")
     assert page.page.locator(".datasel-scatter:has-text('1 row has no finite value and is not drawn.')").count() == 1
     page.screenshot("lost")
     page.page.locator(".datasel-missing").first.click()
@@ -162,7 +167,8 @@ panel.close()""")
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="DATASEL_DATA names no folder with cifar10/")
 def test_fifty_thousand_pictures(tmp_path):
-    with lab(notebook(tmp_path / "many.ipynb", IMAGES.format(folder=str(CIFAR), root=str(tmp_path))), tmp_path, size=(1300, 1500)) as page:
+    with lab(notebook(tmp_path / "many.ipynb", IMAGES.format(folder=str(CIFAR), root=str(tmp_path))), tmp_path,
+             size=(1300, 1500)) as page:
         page.run_all()
         page.page.wait_for_selector("canvas")
         page.page.wait_for_timeout(3000)
@@ -171,7 +177,8 @@ def test_fifty_thousand_pictures(tmp_path):
         for k in range(3):
             page.do("times.clear()")
             left = 0.15 + 0.1 * k
-            released = page.lasso(".datasel-scatter canvas", [(left, 0.2), (left + 0.3, 0.25), (left + 0.25, 0.8), (left - 0.05, 0.7)], steps=3)
+            released = page.lasso(".datasel-scatter canvas",
+                                  [(left, 0.2), (left + 0.3, 0.25), (left + 0.25, 0.8), (left - 0.05, 0.7)], steps=3)
             page.until("len(times) > 0", True)
             waits.append(page.value("times[0]") - released)
             page.page.wait_for_function("() => window.drawn && document.querySelectorAll('.datasel-card').length == 60")

@@ -133,7 +133,8 @@ def test_a_subset_of_ones_own_dataset(make):
         for part in DataLoader(subset if ids is None else Subset(numbered, ids.tolist()), 20, shuffle=True):
             b = Batch(*part)
             sel.loss(model(b.x), b).backward()
-            opt.step(); opt.zero_grad()
+            opt.step()
+            opt.zero_grad()
             sel.after_step(b)
             dynamics.record(b.idx, *sel.seen[:2], b.y, sel.seen.weights)
             for i in b.idx.tolist(): seen[i] += 1      # a KeyError is an id that is not in the subset

@@ -1,4 +1,5 @@
-"""Records of examples, decisions in a file, training on what is left: bad input, two writers, cancelled and failed trainings."""
+"""Records of examples, decisions in a file, training on what is
+left: bad input, two writers, cancelled and failed trainings."""
 import json
 import os
 import shutil
@@ -14,8 +15,8 @@ import torch
 
 from datasel_wb.corruption import read_decisions
 from datasel_wb.datasets import DataRecipe, load_data
-from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, ask_model, as_pictures, edited_name, example_run, find_runs,
-                               read_training, retrain, settings_of, trainings_of)
+from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, ask_model, as_pictures, edited_name,
+                               example_run, find_runs, read_training, retrain, settings_of, trainings_of)
 from datasel_wb.trainer import fit, saved_model
 from small_runs import translation_run
 from waits import patience
@@ -34,7 +35,8 @@ def test_records_are_the_table_of_the_training(run):
     assert add_pictures(records) == ""
     train = load_data(settings_of(run).data).train
     assert torch.equal(torch.stack(records.pictures.take([5, 0])), train.x[[5, 0]])
-    assert records.frame["id"].tolist() == train.ids.tolist() and not {"id", "label", "clean_label", "noisy"} & set(records.scores)
+    assert records.frame["id"].tolist() == train.ids.tolist()
+    assert not {"id", "label", "clean_label", "noisy"} & set(records.scores)
 
 
 def test_the_kept_losses_are_those_of_the_training(run):
@@ -60,14 +62,16 @@ def test_what_the_network_says_is_what_it_says(run):
 
 
 @pytest.mark.parametrize("frame, text", [
-    (pd.DataFrame({"score": []}), "has no rows"), (pd.DataFrame({"source": [1, 1], "a": [0, 1]}), "id = 1 is there more than once"),
+    (pd.DataFrame({"score": []}), "has no rows"),
+    (pd.DataFrame({"source": [1, 1], "a": [0, 1]}), "id = 1 is there more than once"),
 ])
 def test_bad_tables(frame, text):
     with pytest.raises(ValueError, match=text): Records(frame)
 
 
 @pytest.mark.parametrize("images, text", [
-    (torch.zeros(3, 1, 8, 8), "must be uint8"), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "2 for 3 examples"), (["a.png"], "1 for 3 examples"),
+    (torch.zeros(3, 1, 8, 8), "must be uint8"), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "2 for 3 examples"),
+    (["a.png"], "1 for 3 examples"),
 ])
 def test_bad_images(images, text):
     with pytest.raises(ValueError, match=text): as_pictures(images, 3)
@@ -88,7 +92,8 @@ def test_pictures_of_a_tree_are_its_files(tmp_path):
             folder = tmp_path / "tree" / part / str(int(digits.y[i]))
             folder.mkdir(parents=True, exist_ok=True)
             write_png(digits.x[i], str(folder / f"{i}.png"))
-    run = example_run(tmp_path / "runs", dataset=str(tmp_path / "tree"), n_train=40, dev_size=10, noise=0.2, steps=4, warmup_steps=0, batch_size=16, eval_every=4, save_every=4, log_every=2, model="tiny_resnet")
+    run = example_run(tmp_path / "runs", dataset=str(tmp_path / "tree"), n_train=40, dev_size=10, noise=0.2, steps=4,
+                      warmup_steps=0, batch_size=16, eval_every=4, save_every=4, log_every=2, model="tiny_resnet")
     records = read_training(run)
     assert add_pictures(records) == ""
     train = load_data(settings_of(run).data).train
@@ -96,7 +101,8 @@ def test_pictures_of_a_tree_are_its_files(tmp_path):
     gone = Path(os.fsdecode(records.pictures.files[3]))
     gone.unlink()
     assert [x is None for x in records.pictures.take([2, 3])] == [False, True]
-    opened = read_training(run)                      # also when it is opened after the loss: no other picture takes the place
+    # also when it is opened after the loss: no other picture takes the place
+    opened = read_training(run)
     assert add_pictures(opened) == "" and [x is None for x in opened.pictures.take([2, 3])] == [False, True]
     assert torch.equal(torch.stack(opened.pictures.take([2, 4, 39])), train.x[[2, 4, 39]])
     with pytest.raises(ValueError, match="has no longer the files of the training"): opened.train
@@ -117,7 +123,8 @@ def test_a_decided_run_keeps_its_data_whatever_becomes_of_the_file(run, root, tm
     assert read_decisions(again.path).id.tolist() == frame["id"][:3].tolist()      # written at once
     again.decide("", frame["id"][:1])
     again.decide("remove", frame["id"][:1], edited.frame["class"][:1])
-    assert again.rows[frame["id"][0]]["was"] == frame["class"][0]                      # before any decision, not after the first
+    # before any decision, not after the first
+    assert again.rows[frame["id"][0]]["was"] == frame["class"][0]
     retrain(edited.run, again.path)
 
 
@@ -142,9 +149,11 @@ def test_folders_that_are_no_run(run, tmp_path):
     shutil.copy(run / "recipe.json", tmp_path)
     with pytest.raises(ValueError, match="no training has ended yet"): trainings_of(tmp_path)
     (tmp_path / "uniform-0").mkdir()
-    (tmp_path / "uniform-0" / "examples.parquet").write_bytes((run / "uniform-0" / "examples.parquet").read_bytes()[:1000])
+    (tmp_path / "uniform-0" / "examples.parquet").write_bytes((run / "uniform-0" / "examples.parquet")
+                                                              .read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read; it is damaged"): read_training(tmp_path)
-    pd.read_parquet(run / "uniform-0" / "examples.parquet").drop(columns="id").to_parquet(tmp_path / "uniform-0" / "examples.parquet")
+    pd.read_parquet(run / "uniform-0" / "examples.parquet").drop(columns="id").to_parquet(
+        tmp_path / "uniform-0" / "examples.parquet")
     with pytest.raises(ValueError, match="has no column 'id', so it is of an older version"): read_training(tmp_path)
     assert find_runs(tmp_path / "none") == []
 
@@ -155,7 +164,8 @@ def test_decisions_are_saved_at_once_and_undone(tmp_path):
     d.decide("remove", [3, 1, 2], ["cat"] * 3, reason="blurred, \"twice\"")
     d.decide("relabel", [1, 9], ["dog", "cat"], ["cat", "dog"])
     rows = read_decisions(file).set_index("id")
-    assert sorted(rows.index) == [1, 2, 3, 9] and rows.action[1] == "relabel" and rows.label[9] == "dog" and rows.reason[3] == 'blurred, "twice"'
+    assert sorted(rows.index) == [1, 2, 3, 9] and rows.action[1] == "relabel"
+    assert rows.label[9] == "dog" and rows.reason[3] == 'blurred, "twice"'
     assert rows.was[1] == "cat"                      # what it was when it was first looked at
     d.decide("", [3])
     assert 3 not in read_decisions(file).id.tolist()
@@ -169,7 +179,8 @@ def test_the_second_writer_is_told_also_from_another_process(tmp_path):
     file = tmp_path / "decisions.csv"
     mine = Decisions(file)
     mine.decide("remove", [1])
-    code = f"from datasel_wb.review import Decisions\nd = Decisions({str(file)!r})\nprint(len(d))\nd.decide('remove', [2])"
+    code = ("from datasel_wb.review import Decisions\nd = "
+            f"Decisions({str(file)!r})\nprint(len(d))\nd.decide('remove', [2])")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert other.stdout == "1\n" and "another explorer decides about this run" in other.stderr
     assert read_decisions(file).id.tolist() == [1]
@@ -197,7 +208,8 @@ def test_retraining_equals_a_run_with_the_decisions_as_a_parameter(run, root):
     a, b = (pd.read_parquet(f / "metrics.parquet").drop(columns="seconds") for f in (after, same))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     assert (after / "decisions_applied.csv").read_bytes() == d.path.read_bytes()
-    again = Decisions(after / "decisions.csv", start=after / "decisions_applied.csv")     # the next round begins with what was decided
+    # the next round begins with what was decided
+    again = Decisions(after / "decisions.csv", start=after / "decisions_applied.csv")
     assert len(again) == 400
 
 
@@ -228,7 +240,8 @@ def test_cancelled_goes_on_and_failed_says_why(root):
 def test_a_translation_run_is_read_and_trained_again(root):
     run = translation_run(root)
     records = read_training(run)
-    assert add_pictures(records) == "" and records.pictures is None and records.group == "language" and "target" not in records.scores
+    assert add_pictures(records) == "" and records.pictures is None and records.group == "language"
+    assert "target" not in records.scores
     d = Decisions(run / "decisions.csv")
     d.decide("remove", records.frame["id"][:5])
     retrain(run, d.path)

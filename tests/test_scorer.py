@@ -1,4 +1,5 @@
-"""DDS against Algorithm 1 written out: explicit per-example gradients in float64, no protocol, no alignment primitive."""
+"""DDS against Algorithm 1 written out: explicit per-example
+gradients in float64, no protocol, no alignment primitive."""
 import copy
 
 import pytest
@@ -74,7 +75,8 @@ def test_three_steps_of_algorithm_1(digits, sees, baseline):
         with torch.no_grad():
             for p, s in zip(ref_scorer.parameters(), step): p += lr * s
 
-    for a, b in zip(sel.scorer.parameters(), ref_scorer.parameters()): assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+    for a, b in zip(sel.scorer.parameters(), ref_scorer.parameters()):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
     for a, b in zip(model.parameters(), ref.parameters()): assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
@@ -84,8 +86,10 @@ def test_agreeing_examples_gain_probability(digits, reward):
     torch.manual_seed(0)
     model = make_model("tiny_cnn", 10, 1)
     one = digits.dev.select([7])
-    sel = DDS(Scorer.like(make_model("tiny_cnn", 10, 1, seed=1), clip=2.0), lr=5.0, reward=reward).bind(Task(model, dev=one, n=2))
-    twin = Batch(sel.task.prepare(one.x).repeat(2, 1, 1, 1), torch.stack([one.y[0], (one.y[0] + 3) % 10]), torch.arange(2))
+    sel = DDS(Scorer.like(make_model("tiny_cnn", 10, 1, seed=1), clip=2.0), lr=5.0, reward=reward).bind(
+        Task(model, dev=one, n=2))
+    twin = Batch(sel.task.prepare(one.x).repeat(2, 1, 1, 1), torch.stack([one.y[0], (one.y[0] + 3) % 10]),
+                 torch.arange(2))
     opt = torch.optim.SGD(model.parameters(), 1e-3)
     chances = []
     for _ in range(5):
@@ -128,8 +132,10 @@ def test_released_variant_is_the_scalar_reward(digits):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    (dict(scorer_sees="y"), "scorer_sees = 'y': must be one of x, xy"), (dict(scorer_clip=0.0), "scorer_clip = 0.0: must be above 0"),
-    (dict(scorer_lr=-1.0), "scorer_lr = -1.0: must be 0 or more"), (dict(reward="sideways"), "reward = 'sideways': must be one of"),
+    (dict(scorer_sees="y"), "scorer_sees = 'y': must be one of x, xy"),
+    (dict(scorer_clip=0.0), "scorer_clip = 0.0: must be above 0"),
+    (dict(scorer_lr=-1.0), "scorer_lr = -1.0: must be 0 or more"),
+    (dict(reward="sideways"), "reward = 'sideways': must be one of"),
     (dict(scorer_steps=2.5), "scorer_steps = 2.5: must be of type int")])
 def test_settings_speak(wrong, said):
     with pytest.raises(ValueError, match=said): DDSRecipe(**wrong)
@@ -137,4 +143,5 @@ def test_settings_speak(wrong, said):
 
 def test_binding_without_dev_data_is_refused():
     model = make_model("tiny_cnn", 10, 1)
-    with pytest.raises(ValueError, match="DDS needs dev_batch"): DDS(Scorer.like(model), lr=0.1).bind(Task(model, n=10, n_classes=10))
+    with pytest.raises(ValueError, match="DDS needs dev_batch"):
+        DDS(Scorer.like(model), lr=0.1).bind(Task(model, n=10, n_classes=10))

@@ -22,7 +22,8 @@ from methods import DATA, METHODS
 
 @pytest.mark.parametrize("method", METHODS)
 def test_contract(method):
-    check_selector(METHODS[method], steps=72 if "dynams" in method or "infobatch" in method else 40)   # those act from the second epoch on
+    # those act from the second epoch on
+    check_selector(METHODS[method], steps=72 if "dynams" in method or "infobatch" in method else 40)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -81,8 +82,9 @@ def train(sel, epochs=2):
 
 
 @pytest.mark.parametrize("sel", [
-    lambda: DataParameters(inst=Sigma(lr=0.0)), lambda: DataParameters(cls=Sigma(lr=0.0)), lambda: Prune(DATA.train.ids), lambda: Prune(),
-    lambda: RS2(1.0), lambda: InfoBatch(r=0.0), lambda: DynaMS(budget=1.0, warmup=1)],
+    lambda: DataParameters(inst=Sigma(lr=0.0)), lambda: DataParameters(cls=Sigma(lr=0.0)),
+    lambda: Prune(DATA.train.ids), lambda: Prune(), lambda: RS2(1.0), lambda: InfoBatch(r=0.0),
+    lambda: DynaMS(budget=1.0, warmup=1)],
     ids=["σ instance", "σ class", "prune 0", "prune 0 at random", "rs2 1", "infobatch 0", "dynams 1"])
 def test_setting_that_means_uniform_equals_uniform(sel):
     assert torch.equal(train(sel()), train(Uniform()))
@@ -157,7 +159,8 @@ def test_infobatch_by_hand():
     assert ids.tolist() == [0, 1, 2, 3, 4] and w.tolist() == [1] * 5
 
 
-@pytest.mark.parametrize("delta, epochs, whole_from", [(0.875, 8, 7), (0.5, 4, 2), (0.9, 10, 9), (1.0, 5, None), (0.29, 100, 29)])
+@pytest.mark.parametrize("delta, epochs, whole_from",
+                         [(0.875, 8, 7), (0.5, 4, 2), (0.9, 10, 9), (1.0, 5, None), (0.29, 100, 29)])
 def test_infobatch_is_whole_again_at_the_end(delta, epochs, whole_from):
     "Also where delta times the epochs is not a whole number in floating point."
     sel = InfoBatch(0.5, delta).bind(Task(small_cnn(width=8), n=100, epochs=epochs))
@@ -198,7 +201,8 @@ def test_margin_with_equal_rows_and_without_bias():
 
 
 @pytest.mark.parametrize("shape", ["power", "linear"])
-@pytest.mark.parametrize("budget, epochs, warmup, every", [(0.6, 30, 5, 5), (0.6, 200, 20, 10), (0.75, 17, 3, 4), (0.9, 10, 1, 1)])
+@pytest.mark.parametrize("budget, epochs, warmup, every",
+                         [(0.6, 30, 5, 5), (0.6, 200, 20, 10), (0.75, 17, 3, 4), (0.9, 10, 1, 1)])
 def test_schedule_meets_its_budget_within_one_example(shape, budget, epochs, warmup, every):
     n = 9973
     sel = DynaMS(budget, warmup, every, shape).bind(Task(tiny_resnet(), DATA.train, n=n, n_classes=10, epochs=epochs))
@@ -210,7 +214,8 @@ def test_schedule_meets_its_budget_within_one_example(shape, budget, epochs, war
 
 @pytest.mark.parametrize("shape", ["power", "linear"])
 def test_impossible_schedule_says_what_is_possible(shape):
-    with pytest.raises(ValueError, match="budget = 0.2.*can spend more than") as e: margin_schedule(0.2, 30, 5, 5, shape)
+    with pytest.raises(ValueError, match="budget = 0.2.*can spend more than") as e:
+        margin_schedule(0.2, 30, 5, 5, shape)
     least = float(str(e.value).split("more than ")[1].split(" ")[0])
     assert min(margin_schedule(least + 0.01, 30, 5, 5, shape)) > 0
     with pytest.raises(ValueError): margin_schedule(least - 0.01, 30, 5, 5, shape)
@@ -223,8 +228,10 @@ def test_dynams_keeps_the_smallest_margins():
     ids = sel.epoch(1)
     h, logits = features_and_logits(t.model.eval(), t.prepare(DATA.train.x))
     m = margin_to_boundary(h, t.model.head.weight, t.model.head.bias, DATA.train.y)
-    assert sel.margins[ids].max() <= sel.margins[[i for i in DATA.train.ids.tolist() if i not in set(ids.tolist())]].min()
-    assert torch.allclose(sel.margins[DATA.train.ids], m, atol=1e-5) and sel.margins[:250].isnan().all() and t.passes == N
+    assert sel.margins[ids].max() <= sel.margins[[i
+                                                  for i in DATA.train.ids.tolist() if i not in set(ids.tolist())]].min()
+    assert torch.allclose(sel.margins[DATA.train.ids], m, atol=1e-5)
+    assert sel.margins[:250].isnan().all() and t.passes == N
 
 
 def test_slim_shares_weights_and_has_statistics_of_its_own():
@@ -232,7 +239,8 @@ def test_slim_shares_weights_and_has_statistics_of_its_own():
     before = copy.deepcopy(wide.state_dict())
     slim = Slim(wide, 0.5)
     slim(torch.randn(16, 1, 8, 8)).square().sum().backward()
-    assert all(torch.equal(v, before[k]) for k, v in wide.state_dict().items())       # statistics of the wide network untouched
+    # statistics of the wide network untouched
+    assert all(torch.equal(v, before[k]) for k, v in wide.state_dict().items())
     assert any((v != 0).any() for k, v in slim.state_dict().items() if "running_mean" in k)
     assert not list(p for p in slim.parameters() if p.requires_grad)
     moved = {k: p.grad for k, p in wide.named_parameters() if p.grad is not None}
@@ -247,7 +255,8 @@ def test_slim_of_every_kind_of_network(name):
     slim = Slim(wide, 0.5).eval()
     assert slim(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert sum(v.numel() for v in slim.weights().values()) < 0.3 * sum(p.numel() for p in wide.parameters())
-    whole = Slim(wide, 1.0).eval()                                                    # fresh statistics are those of a fresh network
+    # fresh statistics are those of a fresh network
+    whole = Slim(wide, 1.0).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(whole(x), wide.eval()(x), atol=1e-5)
 
@@ -267,7 +276,8 @@ def test_proxy_learns_to_rank_like_the_network():
     (lambda: RS2(1.5), "r = 1.5"),
     (lambda: InfoBatch(1.0), r"r = 1.0: must lie in \[0, 1\)"),
     (lambda: InfoBatch(delta=0.0), "delta = 0.0"),
-    (lambda: Prune(torch.arange(N - 1)).bind(task()), f"order: must have each of the {N} ids of the training set once; has {N - 1} ids"),
+    (lambda: Prune(torch.arange(N - 1)).bind(task()),
+     f"order: must have each of the {N} ids of the training set once; has {N - 1} ids"),
     (lambda: Prune(torch.arange(N)).bind(task()), "each of the"),
     (lambda: Prune(torch.arange(N).float()).bind(task()), "1-D int64"),
     (lambda: Prune(DATA.train.ids, remove_n=N).bind(task()), f"remove_n = {N}"),
@@ -284,7 +294,8 @@ def test_proxy_learns_to_rank_like_the_network():
     (lambda: DynaMS(0.6, warmup=1).bind(task(epochs=30)).agreement(), "needs a proxy"),
     (lambda: Training(Recipe(model="tiny_cnn", epochs=10, batch_size=64, warmup_steps=5), DATA, RS2(0.06)),
      "batch_size = 64: must not exceed the 63 examples that RS2 visits"),
-    (lambda: Uniform().bind(Task(small_cnn(width=8), load_data(DataRecipe(keep_rates="0,0,1,0,0,0,0,0,0,0")).train)), "train.y = 2 for all"),
+    (lambda: Uniform().bind(Task(small_cnn(width=8), load_data(DataRecipe(keep_rates="0,0,1,0,0,0,0,0,0,0")).train)),
+     "train.y = 2 for all"),
     (lambda: DynaMS(0.6).bind(Task(small_cnn(width=8), n=10)), "needs epochs, score_all"),
     (lambda: DynaMS(0.6, shape="cubic").bind(task(epochs=30)), "shape = 'cubic'"),
     (lambda: DynaMS(0.9).bind(task(torch.nn.Conv2d(1, 10, 3), epochs=30)), "no linear layer"),

@@ -12,7 +12,8 @@ from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.scores import noise_auroc
 from datasel_wb.models import make_model, small_cnn
 from datasel_wb.selectors import Task
-from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, DataParametersRecipe, MentorNet, Sigma, normalised, self_paced
+from datasel_wb.weighting import (SPCL, BatchWeight, DataParameters, DataParametersRecipe, MentorNet, Sigma,
+                                  normalised, self_paced)
 from loops import bare_loop
 
 DATA = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.4))
@@ -34,18 +35,21 @@ def batch(t, n=32):
 @pytest.mark.parametrize("level", ["cls", "inst", "both"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_data_parameters_against_autograd_over_the_whole_table(level, decay):
-    "Ten steps; the oracle keeps dense tables in float64, lets autograd index them, and does momentum by a loop over touched entries."
+    "Ten steps; the oracle has dense tables in float64, indexed by autograd, and momentum in a loop over entries."
     t = task()
-    settings = {k: Sigma(lr, init, decay) for k, lr, init in (("cls", 0.3, 1.0), ("inst", 2.0, 0.5)) if level in (k, "both")}
+    settings = {k: Sigma(lr, init, decay) for k, lr, init in (("cls", 0.3, 1.0), ("inst", 2.0, 0.5))
+                if level in (k, "both")}
     sel = DataParameters(**settings).bind(t)
-    tables = {k: torch.full((10 if k == "cls" else DATA.train.full,), math.log(s.init), dtype=torch.float64) for k, s in settings.items()}
+    tables = {k: torch.full((10 if k == "cls" else DATA.train.full,), math.log(s.init), dtype=torch.float64)
+              for k, s in settings.items()}
     buffers = {k: {} for k in tables}
     for _ in range(10):
         b, logits = batch(t), 3 * torch.randn(32, 10)
         ids = {"cls": b.y, "inst": b.idx}
         leaves = {k: v.clone().requires_grad_() for k, v in tables.items()}
         sigma = sum(leaves[k][ids[k]].exp() for k in leaves)
-        oracle = F.cross_entropy(logits.double() / sigma[:, None], b.y) + sum(0.5 * decay * (leaves[k][ids[k]] ** 2).sum() for k in leaves)
+        oracle = (F.cross_entropy(logits.double() / sigma[:, None], b.y)
+                  + sum(0.5 * decay * (leaves[k][ids[k]] ** 2).sum() for k in leaves))
         oracle.backward()
         loss = sel.loss(logits, b)
         assert torch.isclose(loss.double(), oracle, rtol=1e-5)
@@ -55,7 +59,8 @@ def test_data_parameters_against_autograd_over_the_whole_table(level, decay):
             for i in set(ids[k].tolist()):
                 g = leaf.grad[i].item()
                 buffers[k][i] = 0.9 * buffers[k][i] + g if i in buffers[k] else g
-                tables[k][i] = min(max(tables[k][i].item() - settings[k].lr * buffers[k][i], -math.log(20)), math.log(20))
+                tables[k][i] = min(max(tables[k][i].item() - settings[k].lr * buffers[k][i], -math.log(20)),
+                                   math.log(20))
     for k in tables: assert torch.allclose(getattr(sel, f"log_{k}").double(), tables[k], atol=1e-5)
 
 
@@ -101,7 +106,8 @@ def test_temperatures_find_wrong_labels():
 
 
 def test_recipe_makes_the_published_settings():
-    joint = DataParametersRecipe(level="both", cls_lr=0.1, cls_decay=1e-4, inst_lr=0.8, inst_init=0.001, inst_decay=1e-8).selector()
+    joint = DataParametersRecipe(level="both", cls_lr=0.1, cls_decay=1e-4, inst_lr=0.8, inst_init=0.001,
+                                 inst_decay=1e-8).selector()
     assert joint.settings == {"cls": Sigma(0.1, 1.0, 1e-4), "inst": Sigma(0.8, 0.001, 1e-8)} and joint.clamp
 
 
@@ -183,13 +189,15 @@ def test_data_driven_mentor_learns_from_dev_examples():
 # --- bad input
 
 @pytest.mark.parametrize("make, text", [
-    (lambda: Sigma(lr=-0.1), "lr = -0.1"), (lambda: Sigma(lr=math.nan), "lr = nan"), (lambda: Sigma(init=0.0), "init = 0.0"),
-    (lambda: Sigma(weight_decay=-1.0), "weight_decay = -1.0"), (lambda: DataParameters(), "one of them must be a Sigma"),
+    (lambda: Sigma(lr=-0.1), "lr = -0.1"), (lambda: Sigma(lr=math.nan), "lr = nan"),
+    (lambda: Sigma(init=0.0), "init = 0.0"), (lambda: Sigma(weight_decay=-1.0), "weight_decay = -1.0"),
+    (lambda: DataParameters(), "one of them must be a Sigma"),
     (lambda: SPCL(start=0.0), "start = 0.0"), (lambda: SPCL(until=2.0), "until = 2.0"),
     (lambda: SPCL().bind(task(steps=None)), "SPCL needs steps"),
     (lambda: BatchWeight().bind(Task(small_cnn(width=8), DATA.train)), "BatchWeight needs dev_batch"),
     (lambda: MentorNet().bind(Task(small_cnn(width=8), DATA.train, steps=10)), "MentorNet needs dev_batch"),
-    (lambda: MentorNet("sage"), "kind = 'sage'"), (lambda: MentorNet(flipped=0.0), "flipped = 0.0"), (lambda: MentorNet(lr=0.0), "lr = 0.0"),
+    (lambda: MentorNet("sage"), "kind = 'sage'"), (lambda: MentorNet(flipped=0.0), "flipped = 0.0"),
+    (lambda: MentorNet(lr=0.0), "lr = 0.0"),
     (lambda: DataParameters(inst=Sigma()).bind(Task(small_cnn(width=8))), "needs n, n_classes"),
     (lambda: DataParametersRecipe(inst_init=-1.0), "inst_init = -1.0"),
 ])
