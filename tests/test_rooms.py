@@ -1,5 +1,6 @@
-"""The architecture: a module imports only modules above it in the table of rooms."""
+"""The architecture: a module imports only modules above it in the table of rooms; lines, modules and cells are short."""
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 # notebook and module, from the first floor up
 TABLE = re.findall(r"^\| (\d\d_\w+) \| (\w+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
 ROOMS = [room for _, room in TABLE]
+LONG_CELLS = 999   # exported cells above 25 lines, most of them one class each; this number only goes down
 
 
 def project_imports(path: Path) -> set:
@@ -23,8 +25,8 @@ def project_imports(path: Path) -> set:
 
 def test_the_reader_of_imports_sees_them(tmp_path):
     file = tmp_path / "m.py"
-    file.write_text("from .core import Batch\nfrom datasel_wb import images\nimport datasel_wb.runs\ndef f():\n    "
-                    "from . import charts\n")
+    file.write_text("from .core import Batch\nfrom datasel_wb import images\nimport datasel_wb.runs\n"
+                    "def f():\n    from . import charts\n")
     assert project_imports(file) == {"core", "images", "runs", "charts"}
 
 
@@ -48,3 +50,30 @@ def test_imports_only_downward():
 def test_torch_xla_is_imported_nowhere_at_import_time():
     for room in ROOMS:
         assert "torch_xla" not in (ROOT / "datasel_wb" / f"{room}.py").read_text() or room in ("tpu_trainer", "names")
+
+
+def code_cells(path: Path) -> list:
+    "The sources of a notebook's code cells, but those that are written from settings."
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"]
+            if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])]
+
+
+def test_lines_have_at_most_120_columns():
+    texts = {p: re.sub(r"# %% auto #0\n.*?\n\n", "", p.read_text(), flags=re.S) for folder in ("datasel_wb", "tests", "docs") for p in (ROOT / folder).glob("*.py")
+             if p.name != "_modidx.py"}
+    texts |= {p: "\n".join(code_cells(p)) for p in (ROOT / "nbs").glob("*.ipynb")}
+    wide = [f"{p.relative_to(ROOT)}: {line.strip()[:60]}..." for p, text in texts.items()
+            for line in text.split("\n") if len(line) > 120]
+    assert len(texts) > 120 and not wide, "\n".join(wide)
+
+
+def test_modules_have_at_most_520_lines():
+    lines = {room: (ROOT / "datasel_wb" / f"{room}.py").read_text().count("\n") for room in ROOMS}
+    assert max(lines.values()) <= 520, {room: n for room, n in lines.items() if n > 520}
+
+
+def test_exported_cells_do_not_grow():
+    exported = [c for p in (ROOT / "nbs").glob("[0-9]*.ipynb") for c in code_cells(p) if c.startswith("#| export")]
+    long = sum(c.count("\n") + 1 > 25 for c in exported)
+    assert len(exported) > 350 and long <= LONG_CELLS, (
+        f"{long} of {len(exported)} exported cells have more than 25 lines, {LONG_CELLS} are allowed; split the new ones")
