@@ -1,4 +1,4 @@
-"""Training-data selection in deep learning; the names of `datasel_wb.names.PUBLIC`, imported when they are asked for."""
+"""Training-data selection in deep learning; the names of `datasel_wb.names.PUBLIC`, imported when asked for."""
 __version__ = "0.1.0"
 
 import sys
