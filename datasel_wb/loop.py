@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from .backends import Eager, make_backend
-from .core import Batch, Collectives, check_settings, evaluating, per_example_loss, setting, start_momentum
+from .core import Batch, Collectives, check_settings, evaluating, per_example_loss, setting, start_momentum, structure, unlike
 from .dynamics import Dynamics
 from .examples import Loader, Normalise, Splits, check_batch, eval_batches
 from .models import MODELS, make_model
 from .selectors import Selector, Task, Uniform
+from .settings import RENAMED, takes_old_names
 
 # %% ../nbs/08_loop.ipynb #1e91cf5c
+@takes_old_names(grad_bound="clip_norm")
 @dataclass(frozen=True)
 class LoopRecipe:
     "What the loop asks of any recipe. `ValueError` for the first setting that is of a wrong type or out of range."
@@ -35,7 +37,7 @@ class LoopRecipe:
     lr_drop: float = setting(0.2, "step schedule: factor of each drop", "fraction")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", "share")
     weight_decay: float = setting(2e-4, "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
-    grad_bound: float = setting(1.0, "clip the gradient to this global norm; 0: no clipping", "natural")
+    clip_norm: float = setting(1.0, "clip the gradient to this global norm; 0: no clipping", "natural")
     ema_decay: float = setting(0.99, "moving average of the weights, min(decay, (t+1)/(t+10)); 0: off", "share")
     dropout: float = setting(0.0, "dropout before the classifier", "share")
     precision: str = setting("auto", "auto: bfloat16 on CUDA and TPU, float32 elsewhere", ("auto", "float32", "bfloat16"))
@@ -78,9 +80,11 @@ class LoopRecipe:
         return self.peak * 0.5 * (1 + math.cos(math.pi * done))
 
 # %% ../nbs/08_loop.ipynb #22a4d39f
+@takes_old_names(grad_bound="clip_norm")
 @dataclass(frozen=True)
 class Recipe(LoopRecipe):
     "How to train a classifier. `ValueError` for the first setting that is of a wrong type or out of range."
+    kind = "images"   # of a run with it, as recipe.json names it
     steps: int = setting(600, "optimizer steps; with epochs given, they count instead", "positive")
     lr: float = setting(0.1, "peak learning rate per 256 examples", "positive")
     model: str = setting("small_cnn", "network", tuple(MODELS))
@@ -176,7 +180,9 @@ class Training:
         self.backend = backend or make_backend(recipe)
         device, c, train = self.backend.device, self.backend.collectives, data.train
         self.prepare = self.make_prepare()
-        self.model = self.backend.adapt((model or recipe.build(train, seed)).to(device)).train()
+        whole = model or recipe.build(train, seed)
+        self.structure, self.model_name = structure(whole), type(whole).__qualname__ if model else None   # before the backend adapts it
+        self.model = self.backend.adapt(whole.to(device)).train()
         self.ema = EMA(self.model, recipe.ema_decay)
         self.loader = self.make_loader(recipe, augment)
         if recipe.epochs: recipe = replace(recipe, steps=recipe.epochs * self.loader.batches_per_epoch())
@@ -278,7 +284,7 @@ class Training:
         with torch.no_grad():
             for p in self.params:
                 if p.ndim > 1 and self.recipe.weight_decay: p.grad.add_(p, alpha=self.recipe.weight_decay)
-        return nn.utils.clip_grad_norm_(self.params, self.recipe.grad_bound or math.inf)
+        return nn.utils.clip_grad_norm_(self.params, self.recipe.clip_norm or math.inf)
 
     def where(self) -> tuple:
         "The first columns of a log row."
@@ -316,12 +322,15 @@ class Training:
         rows = (self.data.train.y, self.data.train.source)   # which examples, with which labels
         labels = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in rows)).hexdigest()[:12]
         method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
-        return {k: v for k, v in asdict(self.recipe).items() if k not in PLACE} | method | {"seed": self.seed, "labels": labels}
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in PLACE} | ({"model": self.model_name} if self.model_name else {})
+        return recipe | method | {"seed": self.seed, "labels": labels, "structure": self.structure}
 
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
-        mine, theirs = self.identity(), state["identity"]
-        if diff := [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]:
+        mine = self.identity()
+        theirs = {RENAMED.get(k, k): v for k, v in state["identity"].items()}
+        layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))   # an earlier version did not keep it
+        if diff := [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v] + [layers] * bool(layers):
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")
         if state["parts"]["dynamics"].keys() != self.dynamics.state_dict().keys():
             raise ValueError(f"history = {self.recipe.history}: cpu and cuda keep it on disk, other engines on the device; must go on where it began, {state['rng']['kind']}")

@@ -44,7 +44,7 @@ def same(a, b):
 
 def test_uniform_equals_a_hand_written_loop(digits):
     "torch.optim.SGD with its own weight decay, F.cross_entropy with its own mean, 50 steps, augmentation on: bit for bit."
-    recipe = replace(RECIPE, steps=50, grad_bound=0.0, dropout=0.1)
+    recipe = replace(RECIPE, steps=50, clip_norm=0.0, dropout=0.1)
     augment = Augment(crop=1, mean=digits.train.mean, std=digits.train.std)
     training = Training(recipe, digits, augment=augment, seed=3)
     with training.backend.own_random_state(3):
@@ -175,6 +175,34 @@ def test_full_disk_at_the_end_of_a_fit(tmp_path, digits, small_files, monkeypatc
     monkeypatch.setattr(Training, "step", failing)
     with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match="cannot save step-00000015.pt"):
         fit(RECIPE, digits, folder=tmp_path / "both")
+
+
+FILLS = """
+import errno, sys, torch
+from datasel_wb.checkpoints import Checkpoints
+saved, done, failed = Checkpoints(sys.argv[1], keep=50), [], 0
+for step in range(1, 60):                                    # until the disk is full, and on
+    try:
+        saved.save({"step": step, "w": torch.zeros(5_000 if failed < 3 else 100)}, step)
+        saved.wait()
+    except OSError as e:
+        failed += e.errno in (errno.ENOSPC, errno.EFBIG)
+        there = Checkpoints(sys.argv[1], write=False)
+        assert [e["step"] for e in there.manifest["saved"]] == done and all(there.read(e)["step"] == e["step"] for e in there.manifest["saved"])
+    else: done.append(step)
+print(failed, len(done), Checkpoints(sys.argv[1]).load()["step"] == done[-1])
+"""
+
+
+@pytest.mark.parametrize("size", [200, 230])
+def test_a_disk_that_is_really_full(tmp_path, size):
+    "A small file system of its own: whatever could not be written, file or manifest, nothing that was saved is lost."
+    inside = f'mount -t tmpfs -o size={size}k none {tmp_path} && exec {sys.executable} -c "$1" {tmp_path}'
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode: pytest.skip("no file system may be mounted here")
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", FILLS], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    failed, kept, last = done.stdout.split()
+    assert int(failed) >= 3 and int(kept) >= 3 and last == "True", done.stdout
 
 
 def test_the_state_is_that_of_the_call(tmp_path, monkeypatch):
@@ -405,6 +433,97 @@ def test_truncated_checkpoint_falls_back_and_says_so(tmp_path, digits):
     assert same(done.model.parameters(), again.model.parameters())
     for f in (tmp_path / "checkpoints").glob("*.pt"): f.write_bytes(b"")
     with pytest.raises(ValueError, match="damaged.*to start anew"): fit(RECIPE, digits, folder=tmp_path)
+
+
+def broken(data, how):
+    "Bytes of a manifest that is damaged in some way."
+    return {"empty": b"", "truncated": data[:len(data) // 2], "no JSON": b"<html>", "no manifest": b"[1, 2]", "no list": b"{}",
+            "no checksums": data.replace(b"sha256", b"md5")}[how]
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "no JSON", "no manifest", "no list", "no checksums"])
+def test_a_damaged_manifest_loses_nothing(tmp_path, digits, how):
+    whole = fit(RECIPE, digits, folder=tmp_path / "whole")
+    fit(replace(RECIPE, keep=1), digits, folder=tmp_path / "a")
+    manifest = tmp_path / "a" / "checkpoints" / "checkpoints.json"
+    before = Checkpoints(manifest.parent, write=False).manifest
+    for name in ("examples.parquet", "metrics.parquet"): (tmp_path / "a" / name).unlink()
+    manifest.write_bytes(broken(manifest.read_bytes(), how))
+    (manifest.parent / "step-00000099.pt").write_bytes(b"half a checkpo")
+    with pytest.warns(UserWarning, match="checkpoints.json cannot be read .*; the checkpoints beside it can: steps .*60"):
+        found = Checkpoints(manifest.parent, keep=1)
+    assert found.manifest["saved"] == before["saved"] and found.manifest["best"] == before["best"]
+    with pytest.warns(UserWarning, match="cannot be read"): assert saved_model(tmp_path / "a", RECIPE, digits.train)
+    with pytest.warns(UserWarning, match="cannot be read"): again = fit(replace(RECIPE, keep=1), digits, folder=tmp_path / "a")
+    assert again.steps_done == 60 and same(whole.model.parameters(), again.model.parameters())
+    for f in manifest.parent.glob("step-*.pt"): f.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"^[^\n]*checkpoints.json cannot be read \(\w+\), and no checkpoint beside it can; delete [^\n]* to start anew$"):
+        fit(RECIPE, digits, folder=tmp_path / "a")
+
+
+def test_after_a_damaged_manifest_the_list_is_written_again(tmp_path):
+    saved = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2): saved.save({"step": step}, step)
+    saved.wait()
+    (tmp_path / "checkpoints.json").write_text("no JSON")
+    with pytest.warns(UserWarning, match="steps 1, 2$"): again = Checkpoints(tmp_path, keep=2)
+    again.save({"step": 3}, 3)
+    again.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [e["step"] for e in Checkpoints(tmp_path).manifest["saved"]] == [2, 3]
+
+
+# --- what network a checkpoint is of
+
+def own(act=torch.nn.ReLU, dropout=0.1):
+    "A network of one's own; as initialised by seed 0."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), act(), torch.nn.Dropout(dropout), torch.nn.Linear(32, 10))
+
+
+def test_a_checkpoint_knows_the_network_of_ones_own(tmp_path, digits):
+    recipe = replace(RECIPE, steps=15)
+    kept = fit(recipe, digits, folder=tmp_path, model=own())
+    identity = Checkpoints(tmp_path / "checkpoints").load()["identity"]
+    assert identity["model"] == "Sequential" and "ReLU" in identity["structure"]
+    assert fit(recipe, digits, folder=tmp_path, model=own()).examples_seen == kept.examples_seen
+    with pytest.raises(ValueError, match=r"another training; 2: ReLU\(\) there, 2: Tanh\(\) here"): fit(recipe, digits, folder=tmp_path, model=own(torch.nn.Tanh))
+    with pytest.raises(ValueError, match=r"3: Dropout\(p=0.1, inplace=False\) there, 3: Dropout\(p=0.5"): fit(recipe, digits, folder=tmp_path, model=own(dropout=0.5))
+    with pytest.raises(ValueError, match="model: 'Sequential' there, 'tiny_cnn' here"): fit(recipe, digits, folder=tmp_path)
+
+
+def test_saved_model_of_a_network_of_ones_own(tmp_path, digits):
+    kept, mine = fit(replace(RECIPE, steps=15), digits, folder=tmp_path, model=own()), own()
+    found = saved_model(tmp_path, model=mine)
+    assert same(found.parameters(), kept.ema.model.parameters()) and same(mine.parameters(), own().parameters())   # mine stays as it is
+    with pytest.raises(ValueError, match=r"of another model than Sequential; 2: ReLU\(\) there, 2: Tanh\(\) here"): saved_model(tmp_path, model=own(torch.nn.Tanh))
+    with pytest.raises(ValueError, match="of another model than tiny_cnn; body.0.0.weight is missing there"): saved_model(tmp_path, RECIPE, digits.train)
+    with pytest.raises(ValueError, match="model = None: must be given, or else recipe and train"): saved_model(tmp_path)
+
+
+def test_checkpoints_of_the_version_before_go_on(tmp_path, digits):
+    "Without a structure, and with old names of settings."
+    recipe = replace(RECIPE, steps=30)
+    whole = fit(recipe, digits, folder=tmp_path / "whole")
+    saved = Checkpoints(tmp_path / "old" / "checkpoints")
+    state = Checkpoints(tmp_path / "whole" / "checkpoints").read(Checkpoints(tmp_path / "whole" / "checkpoints").manifest["saved"][0])
+    identity = {("grad_bound" if k == "clip_norm" else k): v for k, v in state["identity"].items() if k != "structure"}
+    saved.save(state | {"identity": identity}, state["step"])
+    saved.wait()
+    assert state["step"] == 15
+    assert same(whole.model.parameters(), fit(recipe, digits, folder=tmp_path / "old").model.parameters())
+
+
+def test_another_scorer_network_is_another_method(tmp_path, digits):
+    "Same settings, other layers."
+    recipe = replace(RECIPE, steps=15)
+    def dds(act, clip=5.0): return DDS(Scorer(torch.nn.Sequential(*list(own(act))[:4]), 32, 10, "x", clip))
+    fit(recipe, digits, dds(torch.nn.ReLU), folder=tmp_path)
+    fit(recipe, digits, dds(torch.nn.ReLU), folder=tmp_path)
+    for other in (dds(torch.nn.Tanh), dds(torch.nn.ReLU, clip=4.0)):
+        with pytest.raises(ValueError, match="made_with: .*'scorer'"): fit(recipe, digits, other, folder=tmp_path)
 
 
 def test_killed_after_the_last_checkpoint_still_writes_its_examples(tmp_path, digits):
