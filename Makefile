@@ -3,12 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# OpenMP's threads wait without spinning: on a machine that others use too, spinning threads keep each other from working.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
 # In .venv only: papermill, with a run folder for run notebooks without an output path; papermill itself once this project is uninstalled.
 define PAPERMILL
 #!$(CURDIR)/$(BIN)/python
 import sys
 try:
-    from datasel_wb.runs import papermill_main as main
+    from datasel_wb.command import papermill_main as main
 except ImportError:
     from papermill.__main__ import papermill as main
 sys.exit(main())

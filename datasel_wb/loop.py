@@ -31,7 +31,7 @@ class LoopRecipe:
     "What the loop asks of any recipe. `ValueError` for the first setting that is of a wrong type or out of range."
     steps: int = setting(600, "optimizer steps", "positive")
     lr: float = setting(0.1, "peak learning rate", "positive")
-    warmup_steps: int = setting(30, "steps of linear warm-up, then the schedule", "natural")
+    warmup_steps: int = setting(30, "steps of linear warm-up, then the schedule", "natural", below="steps")
     schedule: str = setting("cosine", "cosine to 0, step (times lr_drop at each milestone), or constant", ("cosine", "step", "constant"))
     milestones: str = setting("0.3,0.6,0.8", "step schedule: shares of the training at which the learning rate drops, comma-separated")
     lr_drop: float = setting(0.2, "step schedule: factor of each drop", "fraction")
@@ -43,6 +43,7 @@ class LoopRecipe:
     precision: str = setting("auto", "auto: bfloat16 on CUDA and TPU, float32 elsewhere", ("auto", "float32", "bfloat16"))
     device: str = setting("auto", "auto: CUDA when there is one, else CPU; xla: TPU, or XLA's CPU runtime", ("auto", "cpu", "cuda", "xla"))
     feeding: str = setting("auto", "where the training set lies: on the device when it fits, there, or on the host", ("auto", "device", "host"))
+    threads: int = setting(0, "threads of a training on the CPU; 0: the number that is fastest, found by timing", "natural")
     log_every: int = setting(20, "steps between rows of the log", "positive")
     eval_every: int = setting(100, "steps between evaluations", "positive")
     save_every: int = setting(200, "steps between checkpoints", "positive")
@@ -54,8 +55,6 @@ class LoopRecipe:
 
     def __post_init__(self):
         check_settings(self)
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps = {self.warmup_steps}: must be below steps = {self.steps}")
         self.drops()
 
     def drops(self) -> list:
@@ -89,7 +88,7 @@ class Recipe(LoopRecipe):
     lr: float = setting(0.1, "peak learning rate per 256 examples", "positive")
     model: str = setting("small_cnn", "network", tuple(MODELS))
     epochs: int = setting(0, "passes over what the method visits in an epoch; 0: steps count", "natural")
-    stop_epoch: int = setting(0, "stop after so many epochs, the schedule as if all came; 0: train to the end", "natural")
+    stop_epoch: int = setting(0, "stop after so many epochs, the schedule as if all came; 0: train to the end", "natural", at_most="epochs")
     batch_size: int = setting(128, "training examples per step, over all devices", "positive")
     eval_batch_size: int = setting(500, "examples per evaluation batch", "positive")
     momentum: float = setting(0.9, "SGD momentum", "share")
@@ -102,7 +101,6 @@ class Recipe(LoopRecipe):
         super().__post_init__()
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = True: needs a momentum above 0")
-        if self.stop_epoch > self.epochs: raise ValueError(f"stop_epoch = {self.stop_epoch}: must not exceed epochs = {self.epochs}")
 
     @property
     def peak(self): return self.lr * self.batch_size / 256
@@ -119,7 +117,7 @@ class Recipe(LoopRecipe):
         "SGD on the network's parameters."
         return torch.optim.SGD(params, self.lr_at(0), self.momentum, nesterov=self.nesterov)
 
-PLACE = ("device", "feeding", "workers", "checkpoint_dir", "keep", "save_every", "trace")   # where and how a training is kept, not what is trained
+PLACE = ("device", "feeding", "workers", "threads", "checkpoint_dir", "keep", "save_every", "trace")   # where and how a training is kept, not what is trained
 
 # %% ../nbs/08_loop.ipynb #275b5431
 class EMA(nn.Module):
@@ -202,6 +200,7 @@ class Training:
         self.batches = iter(self.loader)
         self.steps_done = self.epochs_begun = self.examples_seen = 0
         self.seconds, self.dev_metric, self.best = 0.0, -math.inf, -math.inf
+        self.threads = 0                                         # of the CPU; 0: not decided
         self.shown = {}                                          # beside the progress bar
         self.meters = torch.zeros(3, device=device)              # sums since the last log: loss, gradient norm, steps
         self.skips = torch.zeros(3, dtype=torch.int64, device=device)  # skipped in all, in a row now, longest row
@@ -295,7 +294,17 @@ class Training:
         loss, norm, count = self.backend.collectives.sum(self.meters)[0].tolist()
         self.meters.zero_()
         means = {"loss": loss / count, "grad_norm": norm / count, "lr": self.lr}
+        if self.threads: means["threads"] = self.threads
         return means | {"skipped": self.skips.tolist()[0]} | self.dynamics.read_groups() | self.backend.counters()
+
+    def trial(self):
+        "A pass forward and back on copies, to be timed: a function. Nothing of the training changes."
+        batch = self.data.train.take(torch.arange(min(self.loader.batch_size, len(self.data.train)))).to(self.backend.device)
+        model, x = copy.deepcopy(self.model), self.prepare(batch.x)
+        def run():
+            with torch.random.fork_rng([]), self.backend.autocast(): logits = model(x)   # dropout draws from a state of its own
+            self.per_example_loss(logits, batch.y).mean().backward()
+        return run
 
     def check_finite(self) -> None:
         "`FloatingPointError` after too many skipped steps in a row."
@@ -313,7 +322,7 @@ class Training:
         "All that a resume needs; tensors, numbers and strings."
         parts = {k: getattr(self, k).state_dict() for k in self.PARTS}
         counts = {k: getattr(self, k) for k in ("steps_done", "epochs_begun", "examples_seen", "seconds", "dev_metric",
-                                             "best", "meters", "skips")}
+                                             "best", "threads", "meters", "skips")}
         return {"step": self.steps_done, "identity": self.identity(),
                 "parts": parts, "counts": counts, "rng": self.backend.rng_state()}
 

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from sklearn.decomposition import PCA
 
 from .checkpoints import write_atomic
+from .command import passive
 from .corruption import ACTIONS, DECISIONS, read_decisions
 from .datasets import DataRecipe, load_data, make_augment
 from .examples import Split, eval_batches
@@ -338,7 +339,8 @@ class Retraining:
         if not own.exists(): write_atomic(own, Path(decisions).read_bytes())
         code = "import sys; from datasel_wb.review import retrain; retrain(sys.argv[1], sys.argv[2], sys.argv[3])"
         with open(self.folder / "retrain.log", "wb") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", code, self.before, own, str(seed)], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen([sys.executable, "-c", code, self.before, own, str(seed)], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                            env=os.environ | passive())
         self.cancelled = False
         weakref.finalize(self, self.process.terminate)
 

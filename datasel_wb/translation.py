@@ -374,7 +374,7 @@ class NMTRecipe(LoopRecipe):
     kind = "translation"   # of a run with it, as recipe.json names it
     steps: int = setting(600, "optimizer steps", "positive")
     lr: float = setting(1e-3, "learning rate of Adam", "positive")
-    warmup_steps: int = setting(0, "steps of linear warm-up, then the schedule", "natural")
+    warmup_steps: int = setting(0, "steps of linear warm-up, then the schedule", "natural", below="steps")
     schedule: str = setting("constant", "constant, cosine to 0, or step: times lr_drop at each milestone", ("constant", "cosine", "step"))
     weight_decay: float = setting(0.0, "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
     clip_norm: float = setting(5.0, "clip the gradient to this global norm; 0: no clipping", "natural")
