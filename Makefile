@@ -7,7 +7,6 @@ QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 # OpenMP's threads wait without spinning: on a machine that others use too, spinning threads keep each other from working.
 export OMP_WAIT_POLICY ?= PASSIVE
-export GOMP_SPINCOUNT ?= 0
 
 # In .venv only: papermill, with a run folder for run notebooks without an output path; papermill itself once this project is uninstalled.
 define PAPERMILL
@@ -71,6 +70,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	mkdir -p .venv/share/jupyter/voila/templates .venv/etc/jupyter
 	cp -r nbs/voila/template .venv/share/jupyter/voila/templates/datasel
 	cp nbs/voila/voila.json .venv/etc/jupyter/
+	$(BIN)/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY PASSIVE > /dev/null
 	echo "$$PAPERMILL" > $(BIN)/papermill
 	echo "$$CLEAN" > $(BIN)/nbdev_clean
 	touch $(READY)

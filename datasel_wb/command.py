@@ -91,7 +91,7 @@ def check_command(
 # %% ../nbs/00_command.ipynb #66d71df5
 def passive() -> dict:
     "Environment of a process whose OpenMP threads wait without spinning, unless the user has said how they wait."
-    return {k: os.environ.get(k, v) for k, v in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"))}
+    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}   # libgomp's spin count is then 0
 
 def wait_passively() -> None:
     "Let OpenMP's threads of this process and of those that it starts wait without spinning; before PyTorch is imported."

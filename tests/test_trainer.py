@@ -25,7 +25,7 @@ from datasel_wb.examples import Loader
 from datasel_wb.images import Augment
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
-from datasel_wb.backends import BACKENDS, Eager, step_where
+from datasel_wb.backends import BACKENDS, Eager, fastest_threads, step_where
 from datasel_wb.checkpoints import Checkpoints, snapshot
 from datasel_wb.loop import Recipe, Training
 from datasel_wb.trainer import fit, saved_model
@@ -178,10 +178,11 @@ def test_full_disk_at_the_end_of_a_fit(tmp_path, digits, small_files, monkeypatc
 
 
 FILLS = """
-import errno, sys, torch
+import errno, resource, sys, torch
 from datasel_wb.checkpoints import Checkpoints
 saved, done, failed = Checkpoints(sys.argv[1], keep=50), [], 0
 for step in range(1, 60):                                    # until the disk is full, and on
+    if sys.argv[2:] and step == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
         saved.save({"step": step, "w": torch.zeros(5_000 if failed < 3 else 100)}, step)
         saved.wait()
@@ -198,8 +199,10 @@ print(failed, len(done), Checkpoints(sys.argv[1]).load()["step"] == done[-1])
 def test_a_disk_that_is_really_full(tmp_path, size):
     "A small file system of its own: whatever could not be written, file or manifest, nothing that was saved is lost."
     inside = f'mount -t tmpfs -o size={size}k none {tmp_path} && exec {sys.executable} -c "$1" {tmp_path}'
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode: pytest.skip("no file system may be mounted here")
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", FILLS], capture_output=True, text=True, timeout=300)
+    command = ["unshare", "-rm", "sh", "-c", inside, "sh", FILLS]
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        command = [sys.executable, "-c", FILLS, tmp_path, "limit"]           # nothing may be mounted here: files of a limited size
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     failed, kept, last = done.stdout.split()
     assert int(failed) >= 3 and int(kept) >= 3 and last == "True", done.stdout
@@ -645,3 +648,99 @@ def test_trace(tmp_path, digits):
     trace = json.loads(next((tmp_path / "tb").glob("*.pt.trace.json")).read_text())
     assert sum("conv2d" in e["name"] for e in trace["traceEvents"] if e.get("cat") == "cpu_op") >= 9    # three layers in three steps
     assert same(fit(replace(RECIPE, steps=20), digits).model.parameters(), traced.model.parameters())
+
+
+# --- threads
+
+def everything(training):
+    "The whole state as one list of tensors, and the user's random state."
+    found = []
+    def visit(v):
+        if isinstance(v, torch.Tensor): found.append(v.clone())
+        elif isinstance(v, dict): [visit(v[k]) for k in v]
+        elif isinstance(v, (list, tuple)): [visit(x) for x in v]
+    visit(training.state())
+    return [*found, torch.get_rng_state()]
+
+
+def test_timing_changes_nothing(digits):
+    "Of the model, its generators, its records, and the user's random state; dropout and batch norm in the network."
+    training = Training(replace(RECIPE, dropout=0.3, history=3), digits, augment=Augment(crop=1, mean=digits.train.mean, std=digits.train.std))
+    for _ in range(3): training.step()
+    before, grads, global_threads = everything(training), [p.grad.clone() for p in training.params], torch.get_num_threads()
+    assert 1 <= fastest_threads(training.trial(), 2) <= 2
+    assert same(before, everything(training)) and torch.get_num_threads() == global_threads
+    assert same(grads, [p.grad for p in training.params])
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_training_has_its_threads_and_gives_them_back(digits, monkeypatch, two_threads):
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: run() or 1)
+    seen, step = [], Training.step
+    def counting(self):
+        seen.append(torch.get_num_threads())
+        step(self)
+        if self.recipe.threads == 1 and self.steps_done == 3: raise ZeroDivisionError
+    monkeypatch.setattr(Training, "step", counting)
+    found = fit(replace(RECIPE, steps=15), digits)
+    assert set(seen) == {1} and found.threads == 1 and torch.get_num_threads() == 2
+    log = found.log.frame()
+    assert log[log.name == "threads"].value.eq(1).all() and len(log[log.name == "threads"]) == len(log[log.name == "lr"])
+    seen.clear()
+    assert fit(replace(RECIPE, steps=15, threads=2), digits).threads == 2 and set(seen) == {2}
+    seen.clear()
+    with pytest.raises(ZeroDivisionError): fit(replace(RECIPE, steps=15, threads=1), digits)
+    assert set(seen) == {1} and torch.get_num_threads() == 2
+
+
+def test_a_resume_keeps_the_threads(tmp_path, digits, monkeypatch, two_threads):
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: 1)
+    step = Training.step
+    def failing(self):
+        if self.steps_done == 20: raise ZeroDivisionError
+        step(self)
+    monkeypatch.setattr(Training, "step", failing)
+    with pytest.raises(ZeroDivisionError): fit(RECIPE, digits, folder=tmp_path)
+    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: pytest.fail("timed again"))
+    assert fit(RECIPE, digits, folder=tmp_path).threads == 1
+    assert fit(replace(RECIPE, threads=2), digits, folder=tmp_path).steps_done == 60     # no part of what a training is
+
+
+def test_the_number_of_threads_of_one_network_is_one(digits, monkeypatch, two_threads):
+    "Timed once in a process, so that paired trainings have the same."
+    timed = []
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: timed.append(most) or 2)
+    for seed in (0, 1): assert fit(replace(RECIPE, steps=10, warmup_steps=1), digits, seed=seed).threads == 2
+    assert timed == [2]
+    fit(replace(RECIPE, steps=10, warmup_steps=1, batch_size=32), digits)
+    assert timed == [2, 2]
+
+
+@pytest.mark.parametrize("times, most, best", [
+    ({1: 1.0, 2: 0.95, 4: 0.94}, 4, 1),      # not worth it
+    ({1: 1.0, 2: 5.0}, 8, 1),                # threads that wait for each other: no more are tried
+    ({1: 1.0, 2: 0.6, 3: 0.5}, 3, 3),        # no power of two
+    ({1: 1.0}, 1, 1),
+])
+def test_fewer_threads_unless_more_save_a_tenth(times, most, best):
+    before = torch.get_num_threads()
+    assert fastest_threads(None, most, lambda step: times[torch.get_num_threads()]) == best and torch.get_num_threads() == before
+
+
+def test_a_failing_trial_gives_the_threads_back():
+    before = torch.get_num_threads()
+    def fails(): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError): fastest_threads(fails, before + 1)
+    assert torch.get_num_threads() == before
