@@ -22,7 +22,8 @@ PARTS = ("model", "dev gradient", "reward", "scorer")   # the scorer, or whateve
 class _Meter:
     "Books what a `FlopCounterMode` counts on the parts of a step."
     def __init__(self):
-        self.mode, self.flops = FlopCounterMode(display=False), dict.fromkeys(PARTS, 0)
+        self.mode = FlopCounterMode(display=False)
+        self.flops = dict.fromkeys(PARTS, 0)
         self.part, self.booked = "model", 0
 
     def enter(self, part: str) -> str:
@@ -64,18 +65,21 @@ def step_flops(
     training: Training,  # on a CPU or CUDA device
     steps: int = 1,      # to make and to average over, for methods whose steps differ
 ) -> pd.DataFrame:       # a row per part: flops of a step (of this process), per_example, share
-    "Make a step as always, and count its products and convolutions by part. `ValueError` when the training is over, or on XLA."
+    "Make a step as always and count its products and convolutions by part. `ValueError` on XLA or after the last step."
     check("positive", int, steps=steps)
-    if training.backend.device.type == "xla": raise ValueError("device = 'xla': FLOPs are counted in eager PyTorch; must be cpu or cuda")
+    if training.backend.device.type == "xla":
+        raise ValueError("device = 'xla': FLOPs are counted in eager PyTorch; must be cpu or cuda")
     meter, sel, task = _Meter(), training.selector, training.selector.task
     counted = [(training, "one_step", _one_step(meter, training.one_step)), (sel, "loss", _loss(meter, sel.loss)),
                (sel, "after_step", meter.within("scorer", sel.after_step)),
-               (task, "dev_grad", meter.within("dev gradient", task.dev_grad)), (task, "align", meter.within("reward", task.align))]
+               (task, "dev_grad", meter.within("dev gradient", task.dev_grad)),
+               (task, "align", meter.within("reward", task.align))]
     seen = training.examples_seen
     with ExitStack() as stack:
         for owner, name, fn in counted: stack.enter_context(patch.object(owner, name, fn))
         for _ in range(steps):
-            if training.done: raise ValueError(f"steps = {steps}: the training ends before, at step {training.steps_done}")
+            if training.done:
+                raise ValueError(f"steps = {steps}: the training ends before, at step {training.steps_done}")
             training.step()
     flops = pd.Series(meter.flops, dtype=float).rename_axis("part") / steps
     examples = (training.examples_seen - seen) / steps / training.backend.collectives.world
