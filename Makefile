@@ -13,7 +13,9 @@ define PAPERMILL
 #!$(CURDIR)/$(BIN)/python
 import sys
 try:
-    from datasel_wb.command import papermill_main as main
+    from datasel_wb.command import refused
+    if refused(): sys.exit(1)
+    from datasel_wb.runs import papermill_main as main
 except ImportError:
     from papermill.__main__ import papermill as main
 sys.exit(main())

@@ -109,9 +109,11 @@ class Checkpoints:
         try:
             manifest = json.loads(data)
             if "last" in manifest: return manifest
-            for entry in [*manifest["saved"], *([manifest["best"]] if "best" in manifest else [])]: entry["file"], entry["step"], entry["sha256"]
+            for entry in manifest["saved"] + [manifest[k] for k in ("best",) if k in manifest]:
+                if not {"file", "step", "sha256"} <= entry.keys(): raise ValueError
             return manifest
-        except (ValueError, KeyError, TypeError) as e: return self._recover(f"{self.store.path}/checkpoints.json cannot be read ({type(e).__name__})")
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            return self._recover(f"{self.store.path}/checkpoints.json cannot be read ({type(e).__name__})")
 
     def _recover(self, problem: str) -> dict:
         "A manifest of the checkpoints that load. `ValueError` when none does."
@@ -120,13 +122,15 @@ class Checkpoints:
             data = self.store.read(name)
             try: state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
             except Exception: continue   # of any kind: torch says many things of damaged bytes
-            counts = state.get("counts", {})
-            saved.append({"file": name, "step": int(name.removeprefix("step-").removesuffix(".pt")), "sha256": hashlib.sha256(data).hexdigest()})
+            counts, step = state.get("counts", {}), int(name.removeprefix("step-").removesuffix(".pt"))
+            saved.append({"file": name, "step": step, "sha256": hashlib.sha256(data).hexdigest()})
             marks.append((counts.get("dev_metric"), counts.get("best")))
-        if not saved: raise ValueError(f"{problem}, and no checkpoint beside it can; delete {self.store.folder} to start anew")
+        if not saved:
+            raise ValueError(f"{problem}, and no checkpoint beside it can; delete {self.store.folder} to start anew")
         warnings.warn(f"{problem}; the checkpoints beside it can: steps {', '.join(str(e['step']) for e in saved)}")
-        best = [e for e, (metric, _) in zip(saved, marks) if metric is not None and metric == marks[-1][1]][:1]   # the first with the best metric
-        return {"saved": saved[-self.keep:]} | ({"best": best[0]} if best else {"best": saved[0]} if len(saved) > self.keep else {})
+        best = [e for e, (dev, _) in zip(saved, marks) if dev is not None and dev == marks[-1][1]]   # the first of these
+        best = best or (saved if len(saved) > self.keep else [])   # kept though it is old: the best
+        return {"saved": saved[-self.keep:]} | {"best": e for e in best[:1]}
 
     def save(self, state: dict, step: int, best: bool = False) -> None:
         "Save a state (tensors, numbers, strings, dicts and lists of them) in the background. `OSError` when the save before failed."

@@ -58,7 +58,8 @@ def evaluating(model: nn.Module):
 def structure(model: nn.Module) -> str:
     "A line for every module (name, type, settings) and for every parameter and buffer (name, shape)."
     lines = [f"{name or '(whole)'}: {type(m).__qualname__}({m.extra_repr()})" for name, m in model.named_modules()]
-    return "\n".join(lines + [f"{name}: {list(t.shape)}" for name, t in (*model.named_parameters(), *model.named_buffers())])
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return "\n".join(lines + [f"{name}: {list(t.shape)}" for name, t in tensors])
 
 def unlike(
     there: str,   # what `structure` gave

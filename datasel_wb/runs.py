@@ -35,7 +35,7 @@ import datasel_wb
 from . import tpu_trainer
 from .backends import make_backend
 from .checkpoints import write_atomic, write_frame
-from .command import check_command, project_root, wait_passively
+from .command import project_root, refused
 from .core import Collectives, check_settings, setting
 from .corruption import changed_labels
 from .examples import Splits
@@ -74,8 +74,9 @@ def resolve(
                               for part, c in classes.items()})
 
 def _asked(namespace: dict, known: dict) -> dict:
-    "The parameters in a namespace: of a notebook its settings and whatever its parameter cells assign, else everything plain."
-    plain = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out") and isinstance(v, PLAIN)}
+    "The parameters in a namespace: of a notebook, settings and what its parameter cells assign; else all that is plain."
+    plain = {k: v for k, v in namespace.items()
+             if not k.startswith("_") and k not in ("In", "Out") and isinstance(v, PLAIN)}
     assigned = _assigned(namespace.get("In", ()), known)
     return {k: v for k, v in plain.items() if k in known or k in assigned} if assigned else plain
 
@@ -90,7 +91,8 @@ def _assigned(cells, known) -> set:
 
 def _targets(node: ast.stmt) -> set:
     "Names that a statement assigns."
-    at = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, (ast.AnnAssign, ast.AugAssign)) else []
+    one = [node.target] if isinstance(node, (ast.AnnAssign, ast.AugAssign)) else []
+    at = node.targets if isinstance(node, ast.Assign) else one
     return {n.id for t in at for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 # %% ../nbs/11_runs.ipynb #40ab6b76
@@ -160,13 +162,15 @@ class Run:
         if path.exists():
             there = absolute(read_recipe(self.folder)["settings"], kind_of_run(self.kind))
             mine = json.loads(json.dumps(self.settings))
-            if diff := [f"{k} = {v!r} here, {there.get(k)!r} there" for k, v in mine.items() if there.get(k) != v and k not in PLACE]:
+            if diff := [f"{k} = {v!r} here, {there.get(k)!r} there" for k, v in mine.items()
+                        if there.get(k) != v and k not in PLACE]:
                 self.close()
                 raise ValueError(f"name = {self.folder.name!r}: that folder holds another run; {'; '.join(diff)}")
             return
         versions = {p: version(p) for p in ("torch", "torchvision", "numpy", "pandas")}
         about = {"datasel_wb": datasel_wb.__version__, "python": platform.python_version(), **versions}
-        recipe = {"kind": self.kind, "settings": self.settings, "versions": about, "commit": commit(), "machine": platform.platform()}
+        recipe = {"kind": self.kind, "settings": self.settings, "versions": about, "commit": commit(),
+                  "machine": platform.platform()}
         write_atomic(path, json.dumps(recipe, indent=1).encode())
 
     def close(self) -> None:
@@ -363,11 +367,7 @@ def papermill_main(argv: list | None = None) -> int:
     "The papermill command of the project's environment; returns the exit status."
     from papermill.cli import papermill
     argv = list(sys.argv[1:] if argv is None else argv)
-    wait_passively()
-    try: check_command(argv)
-    except ValueError as e:
-        print(f"ValueError: {e}", file=sys.stderr)
-        return 1
+    if refused(argv): return 1
     with _sigterm_goes_to_kernels():
         if int(os.environ.get("RANK", 0)): return papermill.main(_unkept(papermill, argv), prog_name="papermill")
         if not wants_run_folder(argv): return papermill.main(argv, prog_name="papermill")

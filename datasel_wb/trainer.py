@@ -65,8 +65,9 @@ def _own_threads(training: Training):
     before, most = torch.get_num_threads(), training.backend.threads
     if most:
         key = training.structure, training.loader.batch_size, most
-        def found(): return FOUND[key] if key in FOUND else FOUND.setdefault(key, fastest_threads(training.trial(), most) if most > 1 else 1)
-        training.threads = training.recipe.threads or training.threads or found()
+        training.threads = training.recipe.threads or training.threads or FOUND.get(key, 0)
+        if not training.threads:
+            training.threads = FOUND[key] = fastest_threads(training.trial(), most) if most > 1 else 1
         torch.set_num_threads(training.threads)
     try: yield
     finally: torch.set_num_threads(before)
@@ -96,7 +97,8 @@ def fit(
                 warnings.warn(f"{saved.store.folder}: has no checkpoint, though {folder} has records of an earlier one; starting anew")
             training.log = MetricLog(folder, state.get("log") if saved and state else None, training.steps_done, c.main)
             if not training.done:
-                with _own_threads(training), progress_bar(recipe.steps, int(training.place), label or type(training.selector).__name__, c.main) as bar:
+                label = label or type(training.selector).__name__
+                with _own_threads(training), progress_bar(recipe.steps, int(training.place), label, c.main) as bar:
                     _train(training, saved, bar, preemption, live)
         training.log.close()
         if folder and training.done:
@@ -179,14 +181,16 @@ def saved_model(
     below, itself = (Checkpoints(place, write=False) for place in (f"{folder}/checkpoints", folder))
     saved = below if below.manifest else itself
     if not saved.manifest: raise ValueError(f"{folder}: has no checkpoints/ of a training")
-    if model is None and (recipe is None or train is None): raise ValueError("model = None: must be given, or else recipe and train")
+    if model is None and (recipe is None or train is None):
+        raise ValueError("model = None: must be given, or else recipe and train")
     network = recipe.build(train) if model is None else copy.deepcopy(model)
     state = saved.read(saved.manifest.get("best") or saved.manifest["saved"][-1])
     weights = {k.removeprefix("model."): v for k, v in state["parts"]["ema"].items()}
     name, own = recipe.model if model is None else type(model).__name__, network.state_dict()
     for k in [*own, *weights]:
         there, here = (tuple(d[k].shape) if k in d else "missing" for d in (weights, own))
-        if there != here: raise ValueError(f"{folder}: the checkpoint is of another model than {name}; {k} is {there} there, {here} here")
+        if there != here:
+            raise ValueError(f"{folder}: the checkpoint is of another model than {name}; {k} is {there} there, {here} here")
     if differs := unlike(state["identity"].get("structure", structure(network)), structure(network)):
         raise ValueError(f"{folder}: the checkpoint is of another model than {name}; {differs}")
     network.load_state_dict(weights)
@@ -203,7 +207,8 @@ class RunKind(NamedTuple):
 
     def fit(self, settings, data, selector=None, seed: int = 0, folder=None, label: str = "") -> Training:
         "Train as the settings of a run say."
-        return fit(settings.train, data, selector, seed, folder, self.augment(settings, data), kind=self.training, label=label)
+        return fit(settings.train, data, selector, seed, folder, self.augment(settings, data), kind=self.training,
+                   label=label)
 
 # %% ../nbs/08_trainer.ipynb #4440e1fe
 __getattr__ = moved("trainer")   # names that went to other rooms, for one version

@@ -31,9 +31,9 @@ def test_the_file_is_what_the_classes_say(name):
 def test_nothing_large_is_imported_before_the_check():
     "In a process of its own; that the list is of names that a run does import is shown by the second one."
     argv = [str(ROOT / "nbs/run_dds.ipynb"), "-p", "batchsize", "64"]
-    code = f"import sys; from datasel_wb.command import papermill_main; print(papermill_main({argv}), [m for m in {LARGE} if m in sys.modules])"
+    code = f"import sys; from datasel_wb.command import refused; print(refused({argv}), [m for m in {LARGE} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.stdout == "1 []\n" and done.stderr == "ValueError: batchsize: no such parameter; did you mean 'batch_size'?\n"
+    assert done.stdout == "True []\n" and done.stderr == "ValueError: batchsize: no such parameter; did you mean 'batch_size'?\n"
     code = f"import sys, datasel_wb.runs, papermill.cli; print([m for m in {LARGE} if m not in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300).stdout in ("['ipykernel']\n", "[]\n")
 
@@ -108,6 +108,13 @@ def test_all_options_of_papermill_with_a_value_are_known():
 def test_a_command_line_in_parts():
     paths, options = read_command(["--cwd=x", "-psteps", "3", "a.ipynb", "b.ipynb", "--parameters", "lr", "0.1", "--log-output", "-k", "mine"])
     assert paths == ["a.ipynb", "b.ipynb"] and parameters(options) == dict(steps=3, lr=0.1) and project_root() == ROOT
+
+
+def test_the_command_of_the_environment_looks_first():
+    "What make writes, up to the exit status; beside a machine's speed: nothing but the check has run."
+    script = (ROOT / "Makefile").read_text().split("define PAPERMILL\n")[1].split("endef")[0]
+    done = subprocess.run([sys.executable, "-c", script, str(ROOT / "nbs/run_dds.ipynb"), "-p", "steps", "0"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stderr == "ValueError: steps = 0: must be above 0\n" and done.stdout == ""
 
 
 def test_what_the_user_says_of_waiting_stays(monkeypatch):

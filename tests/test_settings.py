@@ -190,7 +190,10 @@ def test_a_run_of_an_older_version_with_relative_paths_goes_on(tmp_path, monkeyp
     run = opened()
     run.close()
     path = run.folder / "recipe.json"
-    path.write_text(path.read_text().replace(f'"{tmp_path}/pictures"', '"./pictures"'))
+    now = path.read_text()
+    path.write_text(now.replace(f'"{tmp_path}/pictures"', '"./pictures"'))
+    assert path.read_text() != now
     opened().close()
-    monkeypatch.chdir(tmp_path / "runs")
+    path.write_text(now)
+    monkeypatch.chdir(tmp_path / "runs")                                        # the same word, another folder
     with pytest.raises(ValueError, match="that folder holds another run; dataset"): opened()
