@@ -11,16 +11,19 @@ import html
 import io
 import logging
 
-import altair as alt
-import anywidget
-import ipywidgets as W
 import numpy as np
-import pandas as pd
-import traitlets as T
-from PIL import Image
 
 from . import chart_base
 from .review import Records
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import anywidget
+    import ipywidgets as W
+    import pandas as pd
+    import traitlets as T
+    from PIL import Image
 
 # %% ../nbs/13_cards.ipynb #86ef65bd
 TILE, ACROSS = 72, 10   # pixels of a picture on a card; pictures in a row of the sheet

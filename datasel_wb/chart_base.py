@@ -14,13 +14,17 @@ import io
 import json
 from functools import cache
 
-import altair as alt
-import anywidget
 import numpy as np
-import pandas as pd
-import traitlets as T
-import vl_convert as vlc
-from PIL import Image
+
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import anywidget
+    import pandas as pd
+    import traitlets as T
+    import vl_convert as vlc
+    from PIL import Image
 
 # %% ../nbs/12_chart_base.ipynb #f6f7ac9d
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#7A7A7A"

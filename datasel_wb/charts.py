@@ -7,13 +7,16 @@ __all__ = ['HEALTH', 'SIGMA_X', 'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', '
            'log_ticks', 'sigma', 'schedule']
 
 # %% ../nbs/12_charts.ipynb #489bfb40
-import altair as alt
 import numpy as np
-import pandas as pd
 
 from .chart_base import (
     BLUE, GREY, HEIGHT, VERMILLION, WIDTH, X_TITLES, Y_TITLES, check_known, dashed, end_labels, line_chart,
     method_colours, need_columns, over_seeds, padded_domain, pick_rows, significant)
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
 
 # %% ../nbs/12_charts.ipynb #3a7dedcf
 def curves(

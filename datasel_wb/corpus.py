@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from num2words import num2words
 
 from .core import check_settings, seeded, setting, suggest
+from .names import extra
 
 # %% ../nbs/10_corpus.ipynb #a22b4207
 class Corpus(NamedTuple):
@@ -94,6 +94,7 @@ NUMBERS = ("az", "tr", "be", "ru", "pt", "es", "sk", "cs")   # source languages 
 @lru_cache(maxsize=1 << 18)
 def number_words(n: int, language: str) -> str:
     "A number in words, lower case."
+    with extra("text"): from num2words import num2words
     return num2words(n, lang=language).lower()
 
 def draw_numbers(

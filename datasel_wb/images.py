@@ -19,14 +19,12 @@ from typing import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.functional as TF
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .core import Batch, Collectives, seeded
 from .examples import Normalise, Split
+from .names import extra
 
 # %% ../nbs/01_images.ipynb #3cf799f3
 def pick_pixels(
@@ -239,6 +237,9 @@ def read_image(
     channels: int = 3,  # 3: color, 1: grey
 ) -> Tensor:            # [C, h, w] uint8
     "Decode one image file. `ValueError` naming the file when it cannot be."
+    with extra("images"):
+        from PIL import Image
+        from torchvision.io import ImageReadMode, decode_image, read_file
     file = os.fsdecode(file)
     try:
         return decode_image(read_file(file), ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB)
@@ -270,6 +271,7 @@ def load_image(
     crop: str | None = None,   # name of the random window, e.g. "seed/epoch/id"; None: short side scaled, centre cut
 ) -> Tensor:                   # [C, size, size] uint8
     "One image file at one size."
+    with extra("images"): import torchvision.transforms.functional as TF
     image = read_image(file, channels)
     if size is None: return image
     if crop is not None:
@@ -340,6 +342,7 @@ class FolderExamples(Split):
         channels: int = 3,
         source=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,),  # see `Split`
     ):
+        with extra("images"): import torchvision  # noqa: F401, before processes that decode are forked
         super().__init__(y, classes, source, clean_y, noisy, mean, std)
         if len(files) != len(y): raise ValueError(f"files has {len(files)} rows, y has {len(y)}")
         self.files, self.image_size, self.channels, self.device = files, image_size, channels, torch.device("cpu")

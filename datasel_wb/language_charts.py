@@ -7,13 +7,16 @@ __all__ = ['LANGUAGE_COLOURS', 'LANGUAGE_TITLES', 'MAP_COLOURS', 'CELL', 'langua
            'similarity_map']
 
 # %% ../nbs/12_language_charts.ipynb #7fc0d745
-import altair as alt
 import numpy as np
-import pandas as pd
 
 from .chart_base import (
     BLUE, GREY, HEIGHT, MAX_ROWS, VERMILLION, WIDTH, X_TITLES, check_known, dashed, end_labels, method_colours,
     need_columns, over_seeds, padded_domain, pick_rows, range_title, seeds_text, significant)
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
 
 # %% ../nbs/12_language_charts.ipynb #4d7e5ef1
 LANGUAGE_COLOURS = (BLUE, "#E69F00", "#B83280", "#56B4E9", VERMILLION, "#A55AFF", "#009E73", "#55661E", "#CC79A7")

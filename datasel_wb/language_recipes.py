@@ -9,8 +9,7 @@ __all__ = ['NMT_RECIPES', 'KIND', 'NMT_METHODS', 'LanguageRecipe', 'train_transl
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from .core import check_settings, setting, suggest
 from .corpus import CorpusRecipe, load_corpus
@@ -20,6 +19,8 @@ from .selectors import Uniform
 from .trainer import RunKind, fit
 from .translation import NMTRecipe, Text, Translation, prepare_text
 from .weighting import SPCL
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/11_language_recipes.ipynb #20e82214
 NMT_RECIPES = {
@@ -102,14 +103,14 @@ def train_translation(
     name: str,                  # a key of `NMT_METHODS`
     settings: SimpleNamespace,  # with the parts data (a `CorpusRecipe`), train (an `NMTRecipe`) and languages
     text: Text,
-    alike: pd.DataFrame,        # similarity of the languages
+    alike: "pd.DataFrame",        # similarity of the languages
     seed: int,
     folder: Path,               # of the run; the training goes to `<name>-<seed>` below it
 ) -> Translation:
     "Train one method with one seed, from its newest checkpoint when it has one."
     return fit(settings.train, text, NMT_METHODS[name](settings, alike), seed, Path(folder) / f"{name}-{seed}", kind=Translation, label=f"{name} {seed}")
 
-def check_languages(settings: SimpleNamespace, text: Text, alike: pd.DataFrame) -> None:
+def check_languages(settings: SimpleNamespace, text: Text, alike: "pd.DataFrame") -> None:
     "Bind every method once before anything is trained. `ValueError` with the first problem."
     for name in settings.languages.names():
         try: Translation(settings.train, text, NMT_METHODS[name](settings, alike))

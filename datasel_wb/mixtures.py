@@ -12,8 +12,8 @@ import math
 import time
 import warnings
 from collections import Counter
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from .core import Batch, check, seeded, start_momentum, suggest
 from .corpus import Corpus
 from .examples import fetch
+from .names import extra
 from .selectors import Selector
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/10_mixtures.ipynb #98dd907e
 def ngrams(
@@ -40,8 +43,9 @@ def similarity(
     corpus: Corpus,
     n: int = 4,
     top: int = 10_000,
-) -> pd.DataFrame:  # [languages, languages], 0 to 1; row: S, column: S_i
+) -> "pd.DataFrame":  # [languages, languages], 0 to 1; row: S, column: S_i
     "Of the n-grams of the row's language, the share that the column's has too."
+    with extra("workbench"): import pandas as pd
     grams = [ngrams([s for s, k in zip(corpus.source, corpus.lang) if k == i], n, top) for i in range(len(corpus.languages))]
     return pd.DataFrame([[len(a & b) / len(a) for b in grams] for a in grams], index=corpus.languages, columns=corpus.languages)
 

@@ -11,11 +11,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .core import check, suggest
+from .names import extra
 
 # %% ../nbs/02_models.ipynb #047f4d9a
 class Net(nn.Module):
@@ -55,8 +55,9 @@ def small_cnn(n_classes=10, in_channels=1, dropout=0.0, width=32, **bn) -> Net:
     return Net(body, 4 * width, n_classes, dropout)
 
 # %% ../nbs/02_models.ipynb #e004f8a2
-def _torchvision_net(make, n_classes, dropout, small_images=False, in_channels=3, **bn) -> Net:
-    body = make(weights=None, norm_layer=lambda c: nn.BatchNorm2d(c, **bn))
+def _torchvision_net(name, n_classes, dropout, small_images=False, in_channels=3, **bn) -> Net:
+    with extra("images"): import torchvision
+    body = getattr(torchvision.models, name)(weights=None, norm_layer=lambda c: nn.BatchNorm2d(c, **bn))
     n_features, body.fc = body.fc.in_features, nn.Identity()
     if small_images:
         body.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
@@ -67,15 +68,15 @@ def _torchvision_net(make, n_classes, dropout, small_images=False, in_channels=3
 
 def resnet18(n_classes=10, in_channels=3, dropout=0.0, **bn) -> Net:
     "ResNet-18 for small images: 3×3 stem, no pooling after it."
-    return _torchvision_net(torchvision.models.resnet18, n_classes, dropout, True, in_channels, **bn)
+    return _torchvision_net("resnet18", n_classes, dropout, True, in_channels, **bn)
 
 def resnet18_imagenet(n_classes=1000, in_channels=3, dropout=0.0, **bn) -> Net:
     "torchvision's ResNet-18, as on ImageNet."
-    return _torchvision_net(torchvision.models.resnet18, n_classes, dropout, False, in_channels, **bn)
+    return _torchvision_net("resnet18", n_classes, dropout, False, in_channels, **bn)
 
 def resnet50(n_classes=1000, in_channels=3, dropout=0.0, **bn) -> Net:
     "torchvision's ResNet-50, as on ImageNet."
-    return _torchvision_net(torchvision.models.resnet50, n_classes, dropout, False, in_channels, **bn)
+    return _torchvision_net("resnet50", n_classes, dropout, False, in_channels, **bn)
 
 # %% ../nbs/02_models.ipynb #f59bf6ad
 class PreactBlock(nn.Module):

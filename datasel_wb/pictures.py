@@ -11,13 +11,16 @@ import io
 from functools import cached_property
 from pathlib import Path
 
-import altair as alt
 import numpy as np
-import pandas as pd
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from .chart_base import BLUE, GREY, VERMILLION, chart_png, encode_png, need_columns, pick_rows, theme
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
+    from PIL import Image, ImageDraw, ImageFont
 
 # %% ../nbs/12_pictures.ipynb #0a63c26e
 class Picture:

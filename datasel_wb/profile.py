@@ -7,14 +7,16 @@ __all__ = ['PARTS', 'CHIPS', 'FLOAT32', 'step_flops', 'Chips', 'projected_hours'
 
 # %% ../nbs/09_profile.ipynb #bb9e25d7
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
-import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import check, suggest
 from .loop import Training
+from .names import extra
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/09_profile.ipynb #db3e7daf
 PARTS = ("model", "dev gradient", "reward", "scorer")   # the scorer, or whatever else the method computes
@@ -64,8 +66,9 @@ def _one_step(meter: _Meter, fn):
 def step_flops(
     training: Training,  # on a CPU or CUDA device
     steps: int = 1,      # to make and to average over, for methods whose steps differ
-) -> pd.DataFrame:       # a row per part: flops of a step (of this process), per_example, share
+) -> "pd.DataFrame":     # a row per part: flops of a step (of this process), per_example, share
     "Make a step as always and count its products and convolutions by part. `ValueError` on XLA or after the last step."
+    with extra("workbench"): import pandas as pd
     check("positive", int, steps=steps)
     if training.backend.device.type == "xla":
         raise ValueError("device = 'xla': FLOPs are counted in eager PyTorch; must be cpu or cuda")
@@ -98,13 +101,13 @@ FLOAT32 = ("reward", "scorer")   # parts of DDS that run in float32 where the mo
 
 # %% ../nbs/09_profile.ipynb #0b2489fd
 def projected_hours(
-    profile: pd.DataFrame,     # what `step_flops` gave
+    profile: "pd.DataFrame",   # what `step_flops` gave
     steps: int,                # optimizer steps
     batch_size: int,           # training examples per step, over all chips
     chips: str = "v4-8",       # a key of `CHIPS`
     utilisation: float = 0.4,  # share of the peak that is reached, in (0, 1]
     stage_steps: int = 0,      # steps of the scorer's supervised stage, plain training of the same network
-) -> pd.Series:                # hours by part, the supervised stage last; evaluation not counted
+) -> "pd.Series":              # hours by part, the supervised stage last; evaluation not counted
     "Hours of a training. `ValueError` on chips that are not in the table, and on numbers that cannot be."
     if chips not in CHIPS: raise ValueError(f"chips = {chips!r}: {suggest(chips, CHIPS)}")
     check("fraction", utilisation=utilisation)

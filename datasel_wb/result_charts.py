@@ -7,10 +7,7 @@ __all__ = ['GROUPS', 'RING', 'COSTS', 'COST_SIZE', 'score_histogram', 'data_map'
            'accuracy_against_cost']
 
 # %% ../nbs/12_result_charts.ipynb #7011adab
-import altair as alt
 import numpy as np
-import pandas as pd
-from scipy.stats import spearmanr
 
 from datasel_wb.chart_base import (
     BLUE, GREY, HEIGHT, MAX_ROWS, VERMILLION, WIDTH, Y_TITLES, base_chart, check_known, dashed, end_labels,
@@ -18,6 +15,11 @@ from datasel_wb.chart_base import (
     significant)
 from .charts import log_ticks
 from .runs import plus_minus
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
 
 # %% ../nbs/12_result_charts.ipynb #2e443140
 def _binned(
@@ -133,6 +135,7 @@ def score_scatter(
     rows, owner = _of_method(examples, method, seed)
     found, about = _scores(rows, x, y)
     if lost := len(rows) - len(found): about += f"; {lost:,} without two finite scores left out"
+    with extra("workbench"): from scipy.stats import spearmanr
     rank = spearmanr(found[x], found[y]).statistic if found[x].nunique() > 1 < found[y].nunique() else np.nan
     said = "no rank correlation: a score is constant" if np.isnan(rank) else f"Spearman's ρ = {rank:.2f}"
     drawn, about = _sampled(found, about, x, y, "group")

@@ -27,10 +27,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
-import psutil
-from filelock import FileLock, Timeout
-
 import datasel_wb
 from . import tpu_trainer
 from .backends import make_backend
@@ -40,8 +36,14 @@ from .core import Collectives, check_settings, setting
 from .corruption import changed_labels
 from .examples import Splits
 from .loop import PLACE, Training
+from .names import extra
 from .settings import known_settings, merge, renamed
 from .trainer import Preemption, RunKind
+
+with extra("workbench"):
+    import pandas as pd
+    import psutil
+    from filelock import FileLock, Timeout
 
 # %% ../nbs/11_runs.ipynb #8326e44f
 @dataclass(frozen=True)

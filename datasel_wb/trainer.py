@@ -20,7 +20,6 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from .backends import Eager, fastest_threads
 from .checkpoints import Checkpoints, write_frame
@@ -29,7 +28,9 @@ from .examples import Splits
 from .loop import Recipe, Training
 from .report import Live, MetricLog, Report
 from .selectors import Selector
-from .names import moved
+from .names import extra, moved
+
+with extra("workbench"): from tqdm import tqdm
 
 # %% ../nbs/08_trainer.ipynb #2ece9d10
 def progress_bar(total: int, done: int, label: str, shown: bool = True) -> tqdm:

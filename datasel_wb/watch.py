@@ -17,17 +17,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import altair as alt
-import ipywidgets as widgets
 import numpy as np
-import pandas as pd
-import psutil
 import torch
-from fastcore.basics import patch
 
 from . import chart_base, pictures
 from .core import check
 from .report import MetricLog
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import ipywidgets as widgets
+    import pandas as pd
+    import psutil
+    from fastcore.basics import patch
 
 # %% ../nbs/12_watch.ipynb #598d00d1
 @dataclass(frozen=True)

@@ -8,14 +8,17 @@ __all__ = ['PALETTE', 'palette', 'Scatter', 'Histogram']
 # %% ../nbs/12_widgets.ipynb #858aaa9d
 import html
 
-import altair as alt
-import ipywidgets as widgets
-import jscatter
 import numpy as np
-import pandas as pd
-import traitlets
 
 from .chart_base import COLOURS, GREY, LiveChart
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import ipywidgets as widgets
+    import jscatter
+    import pandas as pd
+    import traitlets
 
 # %% ../nbs/12_widgets.ipynb #8eef4370
 PALETTE = (*COLOURS, "#A55AFF", "#9A9A00", "#8C564B", GREY)   # the last four: more classes than six

@@ -17,8 +17,17 @@ def safe(text: str) -> str:
 
 
 def node_of(function) -> ast.FunctionDef:
-    "Syntax tree of a function."
-    return ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    "Syntax tree of a function; annotations in quotes, of packages that are imported late, without them."
+    node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    for part in ast.walk(node.args): part.annotation = unquoted(getattr(part, "annotation", None))
+    node.returns = unquoted(node.returns)
+    return node
+
+
+def unquoted(annotation):
+    "The expression of an annotation in quotes; another one as it is."
+    text = getattr(annotation, "value", None)
+    return ast.parse(text, mode="eval").body if isinstance(annotation, ast.Constant) and isinstance(text, str) else annotation
 
 
 def call(function, skip_first: bool = False) -> str:
