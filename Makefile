@@ -37,7 +37,7 @@ nbdev.clean.nbdev_clean()
 endef
 export CLEAN
 
-.PHONY: run test test-notebooks test-files lab docs check clean
+.PHONY: run test test-notebooks test-files lab docs check parameters clean
 
 run: $(READY)  ## DDS on the bundled digits: result table and run folder
 	$(BIN)/papermill nbs/run_dds.ipynb
@@ -61,6 +61,9 @@ check: $(READY)  ## what a change must pass: export, clean, no difference left, 
 	$(BIN)/nbdev_clean
 	git diff --exit-code -- nbs datasel_wb
 	$(MAKE) test
+
+parameters: $(READY)  ## write what the papermill command knows of the settings, datasel_wb/parameters.json
+	$(BIN)/python tests/test_parameters.py
 
 clean:  ## remove the environment
 	rm -rf .venv

@@ -1,4 +1,7 @@
-"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it."""
+"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it.
+
+    python tests/test_parameters.py    # writes parameters.json; as `make parameters` does
+"""
 import base64
 import json
 import subprocess
@@ -20,12 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", "ipykernel", "datasel_wb.core", "datasel_wb.runs")
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_the_file_is_what_the_classes_say(name):
+def described(name) -> dict:
+    "What the classes and recipes of a run notebook say, as JSON has it."
     book, published, parts = NOTEBOOKS[name]
     classes = (dict(data=DataRecipe, train=Recipe) | parts).values()
-    here = describe(known_settings(runs.RunRecipe, *classes), book, published)
-    assert json.loads(FILE.read_text())[name] == json.loads(json.dumps(here))
+    return json.loads(json.dumps(describe(known_settings(runs.RunRecipe, *classes), book, published)))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_file_is_what_the_classes_say(name):
+    assert json.loads(FILE.read_text())[name] == described(name), "run make parameters"
 
 
 def test_nothing_large_is_imported_before_the_check():
@@ -122,3 +129,6 @@ def test_what_the_user_says_of_waiting_stays(monkeypatch):
     assert passive() == {"OMP_WAIT_POLICY": "ACTIVE"}
     monkeypatch.delenv("OMP_WAIT_POLICY")
     assert passive() == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+if __name__ == "__main__": FILE.write_text(json.dumps({name: described(name) for name in NOTEBOOKS}, indent=1) + "\n")
