@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIGN', 'Batch', 'per_example_loss', 'evaluating', 'structure', 'unlike', 'align', 'seeded', 'Collectives',
-           'start_momentum', 'check_ids', 'RULES', 'check', 'check_settings', 'setting', 'suggest']
+           'start_momentum', 'check_ids', 'id_table', 'RULES', 'check', 'check_settings', 'setting', 'suggest']
 
 # %% ../nbs/00_core.ipynb #be9f06e5
 import hashlib
@@ -23,7 +23,7 @@ from .settings import RULES, check, check_settings, setting, suggest
 
 # %% ../nbs/00_core.ipynb #4f2d1e0c
 class Batch(NamedTuple):
-    "Examples that travel together: inputs, labels and their ids in the full training set."
+    "Examples that travel together: inputs, labels and their ids, places in the full training set."
     x: Tensor    # [B, ...] inputs
     y: Tensor    # [B] labels, int64
     idx: Tensor  # [B] ids, int64
@@ -169,11 +169,34 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
             if adam: optimizer.state[p]["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
 
 # %% ../nbs/00_core.ipynb #db752e67
-def check_ids(ids: Tensor, n: int | None, name: str, what: str) -> None:
-    "`ValueError` unless ids lie in 0..n-1 (`what`: of what). On the CPU only: elsewhere it would wait for the device."
+def check_ids(
+    ids: Tensor,
+    n: int | None,   # they must lie in 0..n-1; None: nothing is checked
+    name: str,       # of the argument, for the error
+    what: str,       # whose ids they are, for the error
+    table: Tensor | None = None,  # what `id_table` gave: some of 0..n-1 may be absent
+) -> None:
+    "`ValueError` unless all ids are there. On the CPU only: elsewhere it would wait for the device."
     if n is None or ids.device.type != "cpu" or not len(ids): return
     low, high = (f(ids.numpy()) for f in (np.min, np.max))
     if low < 0 or high >= n: raise ValueError(f"{name} = {low if low < 0 else high}: must lie in 0..{n - 1}, {what}")
+    if table is None or table.device.type != "cpu": return
+    lost = table.numpy()[ids.numpy()] < 0
+    if lost.any(): raise ValueError(f"{name} = {ids[lost.argmax()]}: must be among {what}")
+
+def id_table(
+    ids: Tensor,  # [M] int64, on the CPU
+    full: int,    # size of the full set: ids lie in 0..full-1
+) -> Tensor | None:   # [full] where each id stands in `ids`, -1: absent; None when ids are 0..full-1, each its own position
+    "A table from ids to positions. `ValueError` on an id out of range or given twice."
+    check_ids(ids, full, "ids", "the places in the full set")
+    positions = torch.arange(len(ids))
+    if len(ids) == full and torch.equal(ids, positions): return None
+    table = torch.full((full,), -1)
+    table[ids] = positions
+    twice = table[ids] != positions
+    if twice.any(): raise ValueError(f"ids = {int(ids[twice][0])}: must be given only once")
+    return table
 
 # %% ../nbs/00_core.ipynb #b7432195
 _all_ = ["RULES", "check", "check_settings", "setting", "suggest"]   # of the room settings

@@ -162,6 +162,7 @@ class Training:
     PARTS = ("model", "ema", "optimizer", "selector", "loader", "dynamics")
     log = report = None   # of `fit`
     METRIC, UNIT, RESULT = "top1", "%", "accuracy"   # what `evaluate` calls the quantity that is compared (high is good), and a result
+    FORMAT = 2      # of `state`; since 2 an id is a place in the full set
     PATIENCE = 20   # steps in a row that may be skipped for a gradient that is not finite
 
     def __init__(self,
@@ -179,13 +180,15 @@ class Training:
         device, c, train = self.backend.device, self.backend.collectives, data.train
         self.prepare = self.make_prepare()
         whole = model or recipe.build(train, seed)
-        self.structure, self.model_name = structure(whole), type(whole).__qualname__ if model else None   # before the backend adapts it
+        self.structure = structure(whole)   # before the backend adapts it
+        self.model_name = type(whole).__qualname__ if model else None
         self.model = self.backend.adapt(whole.to(device)).train()
         self.ema = EMA(self.model, recipe.ema_decay)
         self.loader = self.make_loader(recipe, augment)
         if recipe.epochs: recipe = replace(recipe, steps=recipe.epochs * self.loader.batches_per_epoch())
         self.recipe = recipe
-        self.dynamics = Dynamics(*train.groups(), recipe.history, None if c.fixed else folder, c).to(device)
+        kept = None if c.fixed else folder
+        self.dynamics = Dynamics(*train.groups(), recipe.history, kept, c, train.ids, train.full).to(device)
         loss_fn = partial(self.per_example_loss, label_smoothing=recipe.label_smoothing)
         task = Task(self.model, self.loader.examples, data.dev, steps=recipe.steps, epochs=recipe.epochs or None, prepare=self.prepare,
                     seed=seed, dev_batch_size=self.loader.batch_size, loss_fn=loss_fn, autocast=self.backend.autocast, collectives=c, workers=self.loader.workers)
@@ -226,7 +229,7 @@ class Training:
         kept = [t for m in (self.model, self.ema, self.selector, self.dynamics) for t in (*m.parameters(), *m.buffers())]
         kept += [b for s in self.optimizer.state.values() for b in s.values() if isinstance(b, Tensor)]
         held = [t for s in (self.selector.task.train, self.selector.task.dev) if s is not None
-                for t in (getattr(s, r) for r in s.rows) if t is not None]
+                for t in (s.table, *(getattr(s, r) for r in s.rows)) if t is not None]
         self.backend.settle(*(t for t in [*kept, *held, self.meters, self.skips] if t.device.type == self.backend.device.type))
 
     @property
@@ -299,7 +302,7 @@ class Training:
 
     def trial(self):
         "A pass forward and back on copies, to be timed: a function. Nothing of the training changes."
-        batch = self.data.train.take(torch.arange(min(self.loader.batch_size, len(self.data.train)))).to(self.backend.device)
+        batch = self.data.train.take(self.data.train.ids[:self.loader.batch_size]).to(self.backend.device)
         model, x = copy.deepcopy(self.model), self.prepare(batch.x)
         def run():
             with torch.random.fork_rng([]), self.backend.autocast(): logits = model(x)   # dropout draws from a state of its own
@@ -323,23 +326,28 @@ class Training:
         parts = {k: getattr(self, k).state_dict() for k in self.PARTS}
         counts = {k: getattr(self, k) for k in ("steps_done", "epochs_begun", "examples_seen", "seconds", "dev_metric",
                                              "best", "threads", "meters", "skips")}
-        return {"step": self.steps_done, "identity": self.identity(),
+        return {"step": self.steps_done, "format": self.FORMAT, "identity": self.identity(),
                 "parts": parts, "counts": counts, "rng": self.backend.rng_state()}
 
     def identity(self) -> dict:
         "What must be the same for a checkpoint to belong to this training."
-        rows = (self.data.train.y, self.data.train.source)   # which examples, with which labels
+        rows = (self.data.train.y, self.data.train.ids)   # which examples, with which labels
         labels = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in rows)).hexdigest()[:12]
         method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
-        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in PLACE} | ({"model": self.model_name} if self.model_name else {})
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in PLACE}
+        if self.model_name: recipe["model"] = self.model_name
         return recipe | method | {"seed": self.seed, "labels": labels, "structure": self.structure}
 
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
+        if state.get("format") != self.FORMAT:
+            raise ValueError(f"the checkpoint is of format {state.get('format', 1)}, must be {self.FORMAT}: another version of "
+                             "datasel_wb made it; train anew in another folder, or go on with that version")
         mine = self.identity()
         theirs = {RENAMED.get(k, k): v for k, v in state["identity"].items()}
-        layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))   # an earlier version did not keep it
-        if diff := [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v] + [layers] * bool(layers):
+        layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))   # earlier ones did not keep it
+        diff = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
+        if diff := diff + [layers] * bool(layers):
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")
         if state["parts"]["dynamics"].keys() != self.dynamics.state_dict().keys():
             raise ValueError(f"history = {self.recipe.history}: cpu and cuda keep it on disk, other engines on the device; must go on where it began, {state['rng']['kind']}")
