@@ -5,11 +5,16 @@ READY := .venv/.ready
 # Two processes on two cores, which do not wait for each other.
 QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
+# OpenMP's threads wait without spinning: on a machine that others use too, spinning threads keep each other from working.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # In .venv only: papermill, with a run folder for run notebooks without an output path; papermill itself once this project is uninstalled.
 define PAPERMILL
 #!$(CURDIR)/$(BIN)/python
 import sys
 try:
+    from datasel_wb.command import refused
+    if refused(): sys.exit(1)
     from datasel_wb.runs import papermill_main as main
 except ImportError:
     from papermill.__main__ import papermill as main
@@ -32,7 +37,7 @@ nbdev.clean.nbdev_clean()
 endef
 export CLEAN
 
-.PHONY: run test test-notebooks test-files lab docs check clean
+.PHONY: run test test-notebooks test-files lab docs check parameters clean
 
 run: $(READY)  ## DDS on the bundled digits: result table and run folder
 	$(BIN)/papermill nbs/run_dds.ipynb
@@ -57,6 +62,9 @@ check: $(READY)  ## what a change must pass: export, clean, no difference left, 
 	git diff --exit-code -- nbs datasel_wb
 	$(MAKE) test
 
+parameters: $(READY)  ## write what the papermill command knows of the settings, datasel_wb/parameters.json
+	$(BIN)/python tests/test_parameters.py
+
 clean:  ## remove the environment
 	rm -rf .venv
 
@@ -67,6 +75,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	mkdir -p .venv/share/jupyter/voila/templates .venv/etc/jupyter
 	cp -r nbs/voila/template .venv/share/jupyter/voila/templates/datasel
 	cp nbs/voila/voila.json .venv/etc/jupyter/
+	$(BIN)/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY PASSIVE > /dev/null
 	echo "$$PAPERMILL" > $(BIN)/papermill
 	echo "$$CLEAN" > $(BIN)/nbdev_clean
 	touch $(READY)
