@@ -133,6 +133,7 @@ def seconds_of(
         if took[0] > budget: return took[0]   # a large network: once must do
     return statistics.median(took[1:])
 
+# %% ../nbs/08_backends.ipynb #128b86e8
 def fastest_threads(
     step,                # () -> None: a piece of work
     most: int,           # threads to try, at most
@@ -157,5 +158,7 @@ def make_backend(
 ) -> Eager:
     "The engine that a recipe's device and, under torchrun, the environment ask for. `ValueError` when it is not there."
     kind = "xla" if recipe.device == "xla" else "torchrun" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "eager"
-    if kind not in BACKENDS: raise ValueError(f"device = {recipe.device!r}: import datasel_wb.tpu_trainer first, which has the engine for {kind}")
+    if kind not in BACKENDS:
+        raise ValueError(
+            f"device = {recipe.device!r}: import datasel_wb.tpu_trainer first, which has the engine for {kind}")
     return BACKENDS[kind](recipe.device, recipe.precision)

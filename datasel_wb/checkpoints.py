@@ -40,7 +40,8 @@ def write_atomic(
         os.replace(tmp, path)
     except OSError as e:
         tmp.unlink(missing_ok=True)
-        raise OSError(e.errno, f"cannot save {path.name} ({e.strerror}); what was saved before is intact", str(path)) from e
+        raise OSError(e.errno, f"cannot save {path.name} ({e.strerror}); what was saved before is intact",
+                      str(path)) from e
 
 # %% ../nbs/08_checkpoints.ipynb #afe2e004
 class Store:
@@ -61,13 +62,15 @@ class Store:
             self.fs.makedirs(self.path, exist_ok=True)
             self.write(probe, b"")
             self.fs.rm_file(f"{self.path}/{probe}")
-        except Exception as e: raise ValueError(f"{self.folder}: checkpoints cannot be written there ({e.__cause__ or e})") from None
+        except Exception as e:
+            raise ValueError(f"{self.folder}: checkpoints cannot be written there ({e.__cause__ or e})") from None
 
     def write(self, name: str, data: bytes) -> None:
         "Replace a file, or leave it as it is. `OSError` when that fails."
         if self.local: return write_atomic(Path(self.path) / name, data)
         try: self.fs.pipe_file(f"{self.path}/{name}", data)
-        except Exception as e: raise OSError(f"{self.folder}: cannot save {name} ({e}); what was saved before is intact") from e
+        except Exception as e:
+            raise OSError(f"{self.folder}: cannot save {name} ({e}); what was saved before is intact") from e
 
     def read(self, name: str) -> bytes | None:
         "A file's bytes; None when there is no such file."
@@ -77,7 +80,8 @@ class Store:
     def names(self) -> list:
         "Names of the checkpoint files, half done ones too, in order."
         self.fs.invalidate_cache(self.path)
-        return sorted(name for path in self.fs.ls(self.path, detail=False) if (name := path.rsplit("/", 1)[-1]).startswith("step-"))
+        return sorted(name for path in self.fs.ls(self.path, detail=False)
+                      if (name := path.rsplit("/", 1)[-1]).startswith("step-"))
 
     def clean(self, keep: set) -> None:
         "Remove the checkpoints that are not in `keep`."
@@ -105,7 +109,8 @@ class Checkpoints:
         self.store, self.keep = Store(folder), keep
         if write: self.store.check()
         self.manifest = self._read_manifest()
-        if "last" in self.manifest: raise ValueError(f"{folder}: holds checkpoints of an earlier version; delete it to start anew")
+        if "last" in self.manifest:
+            raise ValueError(f"{folder}: holds checkpoints of an earlier version; delete it to start anew")
         self.writer, self.pending = ThreadPoolExecutor(1), None
 
     def _read_manifest(self) -> dict:
@@ -128,18 +133,20 @@ class Checkpoints:
             data = self.store.read(name)
             try: state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
             except Exception: continue   # of any kind: torch says many things of damaged bytes
-            counts, step = state.get("counts", {}), int(name.removeprefix("step-").removesuffix(".pt"))
+            counts = state.get("counts", {})
+            step = int(name.removeprefix("step-").removesuffix(".pt"))
             saved.append({"file": name, "step": step, "sha256": hashlib.sha256(data).hexdigest()})
             marks.append((counts.get("dev_metric"), counts.get("best")))
         if not saved:
             raise ValueError(f"{problem}, and no checkpoint beside it can; delete {self.store.folder} to start anew")
         warnings.warn(f"{problem}; the checkpoints beside it can: steps {', '.join(str(e['step']) for e in saved)}")
-        best = [e for e, (dev, _) in zip(saved, marks) if dev is not None and dev == marks[-1][1]]   # the first of these
+        # the first of these
+        best = [e for e, (dev, _) in zip(saved, marks) if dev is not None and dev == marks[-1][1]]
         best = best or (saved if len(saved) > self.keep else [])   # kept though it is old: the best
         return {"saved": saved[-self.keep:]} | {"best": e for e in best[:1]}
 
     def save(self, state: dict, step: int, best: bool = False) -> None:
-        "Save a state (tensors, numbers, strings, dicts and lists of them) in the background. `OSError` when the save before failed."
+        "Save a state (tensors, numbers, strings, dicts, lists) in the background. `OSError` when the last save failed."
         self.wait()
         self.pending = self.writer.submit(self._write, snapshot(state), step, best)
 
@@ -156,7 +163,8 @@ class Checkpoints:
         data = buffer.getvalue()
         entry = {"file": f"step-{step:08d}.pt", "step": step, "sha256": hashlib.sha256(data).hexdigest()}
         self.store.write(entry["file"], data)
-        saved = [e for e in self.manifest.get("saved", []) if e["step"] < step] + [entry]   # later ones: the training went back
+        # later ones: the training went back
+        saved = [e for e in self.manifest.get("saved", []) if e["step"] < step] + [entry]
         manifest = self.manifest | {"saved": saved[-self.keep:]}
         if best or manifest.get("best", {}).get("step") == step: manifest["best"] = entry
         self.store.write("checkpoints.json", json.dumps(manifest, indent=1).encode())
@@ -168,7 +176,8 @@ class Checkpoints:
         path, data = f"{self.store.path}/{entry['file']}", self.store.read(entry["file"])
         if data is None: raise ValueError(f"checkpoint {path} is missing")
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise ValueError(f"checkpoint {path} is damaged: {len(data)} bytes with another checksum than when it was saved")
+            raise ValueError(
+                f"checkpoint {path} is damaged: {len(data)} bytes with another checksum than when it was saved")
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
 
     def load(self) -> dict | None:
@@ -179,7 +188,8 @@ class Checkpoints:
             try: state = self.read(entry)
             except ValueError as e: problems.append(str(e))
             else:
-                if problems: warnings.warn(f"{'; '.join(problems)}; going on from the previous one, step {state['step']}")
+                if problems:
+                    warnings.warn(f"{'; '.join(problems)}; going on from the previous one, step {state['step']}")
                 return state
         if problems: raise ValueError(f"{'; '.join(problems)}; delete {self.store.folder} to start anew")
         return None

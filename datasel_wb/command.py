@@ -34,6 +34,8 @@ TAKES = {   # papermill's options with values -> how many, and what they are cal
     "--log-level": 1, "--start-timeout": 1, "--start_timeout": 1, "--execution-timeout": 1}
 SHORT = {"--parameters": "-p", "--parameters_raw": "-r", "--parameters_file": "-f", "--parameters_yaml": "-y",
          "--parameters_base64": "-b"}
+
+# %% ../nbs/00_command.ipynb #b249c312
 ASKS = {"--help", "-h", "--help-notebook", "--version"}   # and runs nothing
 
 def read_command(
@@ -53,6 +55,7 @@ def read_command(
         rest = rest[n:]
     return paths, options
 
+# %% ../nbs/00_command.ipynb #1c6b1b56
 def typed(text: str):
     "A value of `-p`, as papermill reads it."
     if text in ("True", "False", "None"): return {"True": True, "False": False, "None": None}[text]
@@ -87,7 +90,8 @@ def check_command(
         notebook = Path(paths[0])
         ours = notebook.suffix == ".ipynb" and notebook.resolve().parent == project_root() / "nbs"
         if not ours or options.keys() & ASKS: return
-        told, given = json.loads(file.read_text()).get(notebook.stem), parameters(options)
+        told = json.loads(file.read_text()).get(notebook.stem)
+        given = parameters(options)
     except Exception: return   # papermill says what is wrong with it
     if told is None: return
     if entry_points(group="datasel_wb.methods"): given = {k: v for k, v in given.items() if k in told["settings"]}

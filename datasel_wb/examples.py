@@ -225,7 +225,7 @@ def feed(
     workers: int = 0,          # decoding processes, for a split on disk
     crops: tuple | None = None,  # (seed, epoch): a random window of each image, for a split on disk
 ) -> Iterator[Batch]:
-    "`fetch` for every row; what must be sent is sent one batch ahead."
+    "`fetch` for every row; what must be sent is prefetched by one batch."
     if _lies_on(examples, device): return (fetch(examples, row, device, collectives) for row in rows)
     raw = examples.stream(rows, workers, crops, torch.device(device).type == "cuda")
     sent = (_send(batch, device, collectives) for batch in raw)
@@ -301,7 +301,7 @@ class Loader:
                 "order_rng": self.order_rng.get_state(), "augment_rng": self.augment_rng.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        "Continue from a `state_dict`. `ValueError` when it speaks of examples that are not here."
+        "Continue from a `state_dict`. `ValueError` when it has examples that are not here."
         if len(state["order"]): self.checked(state["order"])
         self.order = state["order"].cpu().clone()
         self.position = state["position"]

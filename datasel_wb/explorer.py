@@ -515,4 +515,4 @@ def close(self: Explorer) -> None:
     W.VBox.close(self)
 
 # %% ../nbs/13_explorer.ipynb #e8cbc576
-__getattr__ = moved("explorer")   # names that went to other rooms, for one version
+__getattr__ = moved("explorer")   # names that went to other modules, for one version

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .backends import Eager, make_backend
-from .core import Batch, Collectives, check_settings, evaluating, per_example_loss, setting, start_momentum, structure, unlike
+from .core import (Batch, Collectives, check_settings, evaluating, per_example_loss, setting, start_momentum,
+                             structure, unlike)
 from .dynamics import Dynamics
 from .examples import Loader, Normalise, Splits, check_batch, eval_batches
 from .models import MODELS, make_model
@@ -32,25 +33,35 @@ class LoopRecipe:
     steps: int = setting(600, "optimizer steps", "positive")
     lr: float = setting(0.1, "peak learning rate", "positive")
     warmup_steps: int = setting(30, "steps of linear warm-up, then the schedule", "natural", below="steps")
-    schedule: str = setting("cosine", "cosine to 0, step (times lr_drop at each milestone), or constant", ("cosine", "step", "constant"))
-    milestones: str = setting("0.3,0.6,0.8", "step schedule: shares of the training at which the learning rate drops, comma-separated")
+    schedule: str = setting("cosine", "cosine to 0, step (times lr_drop at each milestone), or constant",
+                            ("cosine", "step", "constant"))
+    milestones: str = setting("0.3,0.6,0.8",
+                              "step schedule: shares of the training at which the learning rate drops, comma-separated")
     lr_drop: float = setting(0.2, "step schedule: factor of each drop", "fraction")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", "share")
-    weight_decay: float = setting(2e-4, "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
+    weight_decay: float = setting(2e-4,
+                                  "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
     clip_norm: float = setting(1.0, "clip the gradient to this global norm; 0: no clipping", "natural")
     ema_decay: float = setting(0.99, "moving average of the weights, min(decay, (t+1)/(t+10)); 0: off", "share")
     dropout: float = setting(0.0, "dropout before the classifier", "share")
-    precision: str = setting("auto", "auto: bfloat16 on CUDA and TPU, float32 elsewhere", ("auto", "float32", "bfloat16"))
-    device: str = setting("auto", "auto: CUDA when there is one, else CPU; xla: TPU, or XLA's CPU runtime", ("auto", "cpu", "cuda", "xla"))
-    feeding: str = setting("auto", "where the training set lies: on the device when it fits, there, or on the host", ("auto", "device", "host"))
-    threads: int = setting(0, "threads of a training on the CPU; 0: the number that is fastest, found by timing", "natural")
+    precision: str = setting("auto", "auto: bfloat16 on CUDA and TPU, float32 elsewhere",
+                             ("auto", "float32", "bfloat16"))
+    device: str = setting("auto", "auto: CUDA when there is one, else CPU; xla: TPU, or XLA's CPU runtime",
+                          ("auto", "cpu", "cuda", "xla"))
+    feeding: str = setting("auto", "where the training set lies: on the device when it fits, there, or on the host",
+                           ("auto", "device", "host"))
+    threads: int = setting(0, "threads of a training on the CPU; 0: the number that is fastest, found by timing",
+                           "natural")
     log_every: int = setting(20, "steps between rows of the log", "positive")
     eval_every: int = setting(100, "steps between evaluations", "positive")
     save_every: int = setting(200, "steps between checkpoints", "positive")
-    history: int = setting(0, "presentations of each example recorded one by one, in a run on disk (on one device) or on the device; 0: sums only", "natural")
+    history: int = setting(0, "presentations of each example recorded one by one, "
+                           "in a run on disk (on one device) or on the device; 0: sums only", "natural")
     keep: int = setting(2, "checkpoints kept, besides the best", "positive")
-    checkpoint_dir: str | None = setting(None, "where checkpoints go: a folder or an address like gs://bucket/run; none: the run folder")
-    trace: int = setting(0, "steps to profile, after the first ten, for TensorBoard (tb/ of the training); 0: none", "natural")
+    checkpoint_dir: str | None = setting(
+        None, "where checkpoints go: a folder or an address like gs://bucket/run; none: the run folder")
+    trace: int = setting(0, "steps to profile, after the first ten, for TensorBoard (tb/ of the training); 0: none",
+                         "natural")
     epochs = stop_epoch = 0   # where steps are all that counts
 
     def __post_init__(self):
@@ -74,7 +85,8 @@ class LoopRecipe:
         "Learning rate of step 0, 1, ...: linear warm-up, then cosine to 0, drops at the milestones, or as it is."
         if step < self.warmup_steps: return self.peak * (step + 1) / self.warmup_steps
         if self.schedule == "constant": return self.peak
-        if self.schedule == "step": return self.peak * self.lr_drop ** sum(step >= s * self.steps - 1e-3 for s in self.drops())
+        if self.schedule == "step":
+            return self.peak * self.lr_drop ** sum(step >= s * self.steps - 1e-3 for s in self.drops())
         done = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
         return self.peak * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -88,7 +100,8 @@ class Recipe(LoopRecipe):
     lr: float = setting(0.1, "peak learning rate per 256 examples", "positive")
     model: str = setting("small_cnn", "network", tuple(MODELS))
     epochs: int = setting(0, "passes over what the method visits in an epoch; 0: steps count", "natural")
-    stop_epoch: int = setting(0, "stop after so many epochs, the schedule as if all came; 0: train to the end", "natural", at_most="epochs")
+    stop_epoch: int = setting(0, "stop after so many epochs, the schedule as if all came; 0: train to the end",
+                              "natural", at_most="epochs")
     batch_size: int = setting(128, "training examples per step, over all devices", "positive")
     eval_batch_size: int = setting(500, "examples per evaluation batch", "positive")
     momentum: float = setting(0.9, "SGD momentum", "share")
@@ -111,13 +124,16 @@ class Recipe(LoopRecipe):
 
     def build(self, train, seed: int = 0) -> nn.Module:
         "The recipe's network for a training split, with initial weights drawn from `seed`."
-        return make_model(self.model, train.n_classes, train.shape[0], self.dropout, self.bn_momentum, self.bn_eps, seed)
+        return make_model(self.model, train.n_classes, train.shape[0], self.dropout, self.bn_momentum,
+                          self.bn_eps, seed)
 
     def optimizer(self, params: list) -> torch.optim.Optimizer:
         "SGD on the network's parameters."
         return torch.optim.SGD(params, self.lr_at(0), self.momentum, nesterov=self.nesterov)
 
-PLACE = ("device", "feeding", "workers", "threads", "checkpoint_dir", "keep", "save_every", "trace")   # where and how a training is kept, not what is trained
+# %% ../nbs/08_loop.ipynb #17326321
+# where and how a training is kept, not what is trained
+PLACE = ("device", "feeding", "workers", "threads", "checkpoint_dir", "keep", "save_every", "trace")
 
 # %% ../nbs/08_loop.ipynb #275b5431
 class EMA(nn.Module):
@@ -161,7 +177,8 @@ class Training:
     "A model in training with its data, selector and records."
     PARTS = ("model", "ema", "optimizer", "selector", "loader", "dynamics")
     log = report = None   # of `fit`
-    METRIC, UNIT, RESULT = "top1", "%", "accuracy"   # what `evaluate` calls the quantity that is compared (high is good), and a result
+    # what `evaluate` calls the quantity that is compared (high is good), and a result
+    METRIC, UNIT, RESULT = "top1", "%", "accuracy"
     FORMAT = 2      # of `state`; since 2 an id is a place in the full set
     PATIENCE = 20   # steps in a row that may be skipped for a gradient that is not finite
 
@@ -190,12 +207,14 @@ class Training:
         kept = None if c.fixed else folder
         self.dynamics = Dynamics(*train.groups(), recipe.history, kept, c, train.ids, train.full).to(device)
         loss_fn = partial(self.per_example_loss, label_smoothing=recipe.label_smoothing)
-        task = Task(self.model, self.loader.examples, data.dev, steps=recipe.steps, epochs=recipe.epochs or None, prepare=self.prepare,
-                    seed=seed, dev_batch_size=self.loader.batch_size, loss_fn=loss_fn, autocast=self.backend.autocast, collectives=c, workers=self.loader.workers)
+        task = Task(self.model, self.loader.examples, data.dev, steps=recipe.steps, epochs=recipe.epochs or None,
+                    prepare=self.prepare, seed=seed, dev_batch_size=self.loader.batch_size, loss_fn=loss_fn,
+                    autocast=self.backend.autocast, collectives=c, workers=self.loader.workers)
         self.selector = self.backend.adapt((selector or Uniform()).bind(task))
         if (fewest := self.selector.fewest()) is not None and fewest < self.loader.batch_size:
-            raise ValueError(f"{self.loader.told}: must not exceed the {fewest} examples that {type(selector).__name__} "
-                             "visits in its smallest epoch")
+            raise ValueError(
+                f"{self.loader.told}: must not exceed the {fewest} examples that {type(selector).__name__} "
+                "visits in its smallest epoch")
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = recipe.optimizer(self.params)
         start_momentum(self.optimizer)
@@ -217,24 +236,27 @@ class Training:
 
     def make_loader(self, recipe: Recipe, augment) -> Loader:
         "The batches of the training split, resident on the device where they fit."
-        return Loader(self.data.train, recipe.batch_size, augment or self.prepare, self.seed, self.backend.device, recipe.workers,
-                      self.resident(recipe), self.backend.collectives)
+        return Loader(self.data.train, recipe.batch_size, augment or self.prepare, self.seed, self.backend.device,
+                      recipe.workers, self.resident(recipe), self.backend.collectives)
 
     def resident(self, recipe: LoopRecipe) -> bool:
         "Whether the training split lies on the device."
-        return recipe.feeding == "device" or (recipe.feeding == "auto" and self.backend.holds(self.data.train.nbytes or 0))
+        return (recipe.feeding == "device"
+                or (recipe.feeding == "auto" and self.backend.holds(self.data.train.nbytes or 0)))
 
     def settle(self) -> None:
         "Spread all state over the devices."
-        kept = [t for m in (self.model, self.ema, self.selector, self.dynamics) for t in (*m.parameters(), *m.buffers())]
+        kept = [t for m in (self.model, self.ema, self.selector, self.dynamics)
+                for t in (*m.parameters(), *m.buffers())]
         kept += [b for s in self.optimizer.state.values() for b in s.values() if isinstance(b, Tensor)]
         held = [t for s in (self.selector.task.train, self.selector.task.dev) if s is not None
                 for t in (s.table, *(getattr(s, r) for r in s.rows)) if t is not None]
-        self.backend.settle(*(t for t in [*kept, *held, self.meters, self.skips] if t.device.type == self.backend.device.type))
+        self.backend.settle(*(t for t in [*kept, *held, self.meters, self.skips]
+                              if t.device.type == self.backend.device.type))
 
     @property
     def place(self) -> float:
-        "Where the schedule is, 0 to `recipe.steps`: with epochs given, an epoch takes the same share of it however many steps it has."
+        "Where the schedule is, 0 to `recipe.steps`: every epoch takes an equal share, however many steps it has."
         if not self.recipe.epochs: return self.steps_done
         left = self.loader.remaining and self.loader.remaining / self.loader.batches_per_epoch(len(self.loader.order))
         return round((self.epochs_begun - left) / self.recipe.epochs * self.recipe.steps, 6)
@@ -303,22 +325,26 @@ class Training:
     def trial(self):
         "A pass forward and back on copies, to be timed: a function. Nothing of the training changes."
         batch = self.data.train.take(self.data.train.ids[:self.loader.batch_size]).to(self.backend.device)
-        model, x = copy.deepcopy(self.model), self.prepare(batch.x)
+        model = copy.deepcopy(self.model)
+        x = self.prepare(batch.x)
         def run():
-            with torch.random.fork_rng([]), self.backend.autocast(): logits = model(x)   # dropout draws from a state of its own
+            with torch.random.fork_rng([]), self.backend.autocast():
+                logits = model(x)   # dropout draws from a state of its own
             self.per_example_loss(logits, batch.y).mean().backward()
         return run
 
     def check_finite(self) -> None:
         "`FloatingPointError` after too many skipped steps in a row."
         if self.skips.tolist()[2] >= self.PATIENCE:
-            raise FloatingPointError(f"the gradient was not finite in {self.PATIENCE} steps in a row, up to step {self.steps_done}; "
-                                     f"a lower lr (now {self.recipe.lr}) or another recipe is needed. Saved checkpoints are intact")
+            raise FloatingPointError(
+                f"the gradient was not finite in {self.PATIENCE} steps in a row, up to step {self.steps_done}; "
+                f"a lower lr (now {self.recipe.lr}) or another recipe is needed. Saved checkpoints are intact")
 
     def evaluate(self) -> dict:
         "Loss and accuracy of the averaged weights on dev and test."
         model = self.ema.model if self.recipe.ema_decay else self.model
-        return {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device, self.backend.collectives, self.recipe.workers)
+        return {k: evaluate(model, s, self.prepare, self.recipe.eval_batch_size, self.backend.device,
+                            self.backend.collectives, self.recipe.workers)
                 for k, s in (("dev", self.data.dev), ("test", self.data.test)) if s is not None}
 
     def state(self) -> dict:
@@ -341,8 +367,9 @@ class Training:
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
         if state.get("format") != self.FORMAT:
-            raise ValueError(f"the checkpoint is of format {state.get('format', 1)}, must be {self.FORMAT}: another version of "
-                             "datasel_wb made it; train anew in another folder, or go on with that version")
+            raise ValueError(
+                f"the checkpoint is of format {state.get('format', 1)}, must be {self.FORMAT}: another version of "
+                "datasel_wb made it; train anew in another folder, or go on with that version")
         mine = self.identity()
         theirs = {RENAMED.get(k, k): v for k, v in state["identity"].items()}
         layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))   # earlier ones did not keep it
@@ -350,10 +377,13 @@ class Training:
         if diff := diff + [layers] * bool(layers):
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")
         if state["parts"]["dynamics"].keys() != self.dynamics.state_dict().keys():
-            raise ValueError(f"history = {self.recipe.history}: cpu and cuda keep it on disk, other engines on the device; must go on where it began, {state['rng']['kind']}")
+            raise ValueError(f"history = {self.recipe.history}: cpu and cuda keep it on disk, "
+                             f"other engines on the device; must go on where it began, {state['rng']['kind']}")
         for k, s in state["parts"].items(): getattr(self, k).load_state_dict(s)
         for k, v in state["counts"].items(): setattr(self, k, v.to(self.backend.device) if isinstance(v, Tensor) else v)
         self.batches = iter(self.loader)
         self.settle()
         if state["rng"]["kind"] == self.backend.kind: self.backend.set_rng_state(state["rng"])
-        elif self.recipe.dropout: warnings.warn(f"the checkpoint was made on {state['rng']['kind']}, this is {self.backend.kind}: dropout draws anew")
+        elif self.recipe.dropout:
+            warnings.warn(
+                f"the checkpoint was made on {state['rng']['kind']}, this is {self.backend.kind}: dropout draws anew")

@@ -41,17 +41,20 @@ with extra("workbench"):
     from filelock import FileLock, Timeout
 
 # %% ../nbs/12_review.ipynb #0682cb71
-EXAMPLE = dict(noise=0.4, dev_size=250, dev_from="rest", steps=160, history=30, log_every=20, eval_every=80, save_every=80)
+EXAMPLE = dict(noise=0.4, dev_size=250, dev_from="rest", steps=160, history=30, log_every=20, eval_every=80,
+               save_every=80)
 
 def example_run(
     root=None,   # folder of the run folders; papermill_runs/ of the project when None
     **changed,   # settings of DDS's quick recipe, and `name`
 ) -> Path:       # the run folder
     "A finished run on the bundled digits to try things with."
-    settings = resolve(EXAMPLE | {"recipe": "quick", "seeds": 1} | changed, DDS_RECIPES, published="quick", data=DataRecipe, train=Recipe)
+    settings = resolve(EXAMPLE | {"recipe": "quick", "seeds": 1} | changed, DDS_RECIPES, published="quick",
+                       data=DataRecipe, train=Recipe)
     data = load_data(settings.data)
     run = begin(settings, data, prefix="example-", root=root)
-    training = fit(settings.train, data, seed=settings.run.seed, folder=run.folder / f"uniform-{settings.run.seed}", augment=make_augment(settings.data, data.train), label="uniform")
+    training = fit(settings.train, data, seed=settings.run.seed, folder=run.folder / f"uniform-{settings.run.seed}",
+                   augment=make_augment(settings.data, data.train), label="uniform")
     finish(run, [record("uniform", training)])
     return run.folder
 
@@ -64,7 +67,8 @@ def settings_of(folder, **changed) -> SimpleNamespace:
     "The parts run, data and train of a run folder's settings, with some changed."
     about = read_recipe(folder)
     flat, parts = about["settings"] | changed, dict(run=RunRecipe, **kind_of_run(about["kind"]).settings)
-    return SimpleNamespace(**{part: c(**{f.name: flat[f.name] for f in fields(c) if f.name in flat}) for part, c in parts.items()})
+    return SimpleNamespace(**{part: c(**{f.name: flat[f.name] for f in fields(c) if f.name in flat})
+                              for part, c in parts.items()})
 
 # %% ../nbs/12_review.ipynb #85a30843
 def data_of(folder, **changed):
@@ -86,15 +90,17 @@ def check_files(split: Split, frame: pd.DataFrame) -> None:
     if "file" not in frame or split.listing is None: return
     folder, files = split.listing
     if frame["id"].max() >= len(files) or split.files_below(frame["id"].to_numpy()) != frame.file.tolist():
-        raise ValueError(f"{folder}: has no longer the files of the training; some were added, taken away or renamed since")
+        raise ValueError(
+            f"{folder}: has no longer the files of the training; some were added, taken away or renamed since")
 
 # %% ../nbs/12_review.ipynb #1609b143
 PLAIN = ("id", "label", "clean_label", "target")   # numbers that are no scores
 
+# %% ../nbs/12_review.ipynb #f6d6e1c3
 class Records:
     "The examples of one training."
     def __init__(self,
-        frame: pd.DataFrame,     # one row per example; `id` names it, or else its row; `class` or `language` groups them
+        frame: pd.DataFrame,     # one row per example; `id` names it, else its row; `class` or `language` groups
         pictures=None,           # what `take` gives images of rows; or images as `as_pictures` takes them
         name: str = "examples",
         folder=None,             # of the training
@@ -103,7 +109,8 @@ class Records:
         self.frame = by_full_set(frame.reset_index(drop=True))
         if "id" not in self.frame: self.frame = self.frame.assign(id=np.arange(len(frame)))
         if (twice := self.frame["id"].duplicated()).any():
-            raise ValueError(f"{name}: id = {self.frame['id'][twice].iloc[0]} is there more than once; must name one example (choose one method and seed)")
+            raise ValueError(f"{name}: id = {self.frame['id'][twice].iloc[0]} is there more than once; "
+                             "must name one example (choose one method and seed)")
         self.name, self.folder = name, Path(folder) if folder else None
         self.pictures = as_pictures(pictures, len(frame)) if pictures is not None else None
         self.group = next((c for c in ("class", "language") if c in frame), None)
@@ -120,18 +127,20 @@ class Records:
 
     @cached_property
     def train(self) -> Split:
-        "The training split of a run of images, read once. `ValueError` where there is none, or another one than in training."
+        "The training split of a run of images, read once. `ValueError` where there is none or another one."
         if self.folder is None or self.kind != "images": raise ValueError(f"{self.name}: must be a training of images")
         train = load_data(data_of(self.run)).train
         check_files(train, self.frame)
-        if train.ids.tolist() != self.frame["id"].tolist(): raise ValueError(f"{self.name}: the data are not those of the training")
+        if train.ids.tolist() != self.frame["id"].tolist():
+            raise ValueError(f"{self.name}: the data are not those of the training")
         return train
 
     @property
     def scores(self) -> list:
         "Names of the numeric columns that say something of an example."
         kinds = self.frame.dtypes
-        return [c for c in self.frame if pd.api.types.is_numeric_dtype(kinds[c]) and not pd.api.types.is_bool_dtype(kinds[c]) and c not in PLAIN]
+        return [c for c in self.frame if pd.api.types.is_numeric_dtype(kinds[c])
+                and not pd.api.types.is_bool_dtype(kinds[c]) and c not in PLAIN]
 
     def history(self, row: int) -> np.ndarray | None:
         "Loss, nats, at each presentation of an example that was kept; None when none was."
@@ -161,31 +170,36 @@ class Held:
         rows = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
         return list(self.x.take(self.x.ids[rows]).x if isinstance(self.x, Split) else self.x[rows])
 
+# %% ../nbs/12_review.ipynb #06159dae
 def as_pictures(images, n: int):
     "Pictures from a split, an array or tensor `uint8 [N, C, H, W]`, or N paths. `ValueError` on anything else."
     if isinstance(images, (Files, Held)): pictures = images
     elif isinstance(images, Split): pictures = Held(images)
     elif isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         x = torch.as_tensor(images)
-        if x.dtype != torch.uint8 or x.shape[1] not in (1, 3): raise ValueError(f"images: must be uint8 [N, C, H, W] with C 1 or 3; got {x.dtype} {list(x.shape)}")
+        if x.dtype != torch.uint8 or x.shape[1] not in (1, 3):
+            raise ValueError(f"images: must be uint8 [N, C, H, W] with C 1 or 3; got {x.dtype} {list(x.shape)}")
         pictures = Held(x)
     else: pictures = Files(np.array([str(f) for f in images]))
-    if len(pictures) != n: raise ValueError(f"images: {len(pictures)} for {n} examples; must be one for each row of the table")
+    if len(pictures) != n:
+        raise ValueError(f"images: {len(pictures)} for {n} examples; must be one for each row of the table")
     return pictures
 
 def pictures_of(records: Records):
     "The pictures of an image run: its files where the training saw them as they are, else the split."
     r = settings_of(records.run).data
-    if "file" not in records.frame or r.pixel_noise or r.permute_pixels or (r.noise and r.noise_kind == "swap"): return Held(records.train)
+    if "file" not in records.frame or r.pixel_noise or r.permute_pixels or (r.noise and r.noise_kind == "swap"):
+        return Held(records.train)
     root = Path(r.data_dir or os.environ.get("DATASEL_DATA") or ".") / r.dataset / "train"
     return Files([root / f for f in records.frame.file], 1 if r.dataset == "mnist" else 3)
 
 # %% ../nbs/12_review.ipynb #49f7739d
 def trainings_of(folder) -> list:
-    "Names of a run's trainings whose table of examples is written, uniform ones first. `ValueError` when there is none."
+    "Names of a run's trainings that have a table of examples, uniform ones first. `ValueError` when there is none."
     folder = Path(folder)
     read_settings(folder)
-    done = sorted((p.parent.name for p in folder.glob("*/examples.parquet")), key=lambda n: (not n.startswith("uniform-"), n))
+    done = sorted((p.parent.name for p in folder.glob("*/examples.parquet")),
+                  key=lambda n: (not n.startswith("uniform-"), n))
     if done: return done
     begun = [p.parent.name for p in folder.glob("*/tb")]
     raise ValueError(f"{folder.name}: no training has ended yet, and the table of examples is written at the end"
@@ -197,18 +211,21 @@ def find_runs(root=None) -> list:
     found = {p.parents[1] for p in root.glob("*/*/examples.parquet") if (p.parents[1] / "recipe.json").exists()}
     return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
 
+# %% ../nbs/12_review.ipynb #8ce6453e
 def read_training(
     folder,                      # of the run
     training: str | None = None,  # e.g. "uniform-0"; the first of `trainings_of` when None
 ) -> Records:
-    "The examples of one training of a run. `ValueError` when they are not there, being written, or of an older version."
+    "The examples of one training of a run. `ValueError` when they are not there (yet), or of an older version."
     known = trainings_of(folder)
     training = training or known[0]
     if training not in known: raise ValueError(f"training = {training!r}: must be one of {', '.join(known)}")
     path = Path(folder) / training
     try: frame = pd.read_parquet(path / "examples.parquet")
-    except Exception as e: raise ValueError(f"{path / 'examples.parquet'}: cannot be read; it is damaged ({type(e).__name__})") from None
-    if "id" not in frame: raise ValueError(f"{path / 'examples.parquet'}: has no column 'id', so it is of an older version; run it again")
+    except Exception as e:
+        raise ValueError(f"{path / 'examples.parquet'}: cannot be read; it is damaged ({type(e).__name__})") from None
+    if "id" not in frame:
+        raise ValueError(f"{path / 'examples.parquet'}: has no column 'id', so it is of an older version; run it again")
     return Records(frame, name=f"{Path(folder).name}/{training}", folder=path)
 
 def add_pictures(records: Records) -> str:
@@ -226,18 +243,21 @@ def ask_model(
     how: str = "pca",   # or "t-sne"
     batch_size: int = 500,
 ) -> pd.DataFrame:      # predicted (a class), probability (of the label), "<how> 1", "<how> 2"
-    "What the network of a training makes of its examples, one row each, in evaluation mode on the CPU. `ValueError` when there is none."
+    "What a training's network makes of its examples, in evaluation mode on the CPU. `ValueError` when it has none."
     if how not in EMBEDDINGS: raise ValueError(f"how = {how!r}: must be one of {', '.join(EMBEDDINGS)}")
     train, settings = records.train, settings_of(records.run)
-    model, normalise = saved_model(records.folder, settings.train, train).eval(), make_augment(settings.data, train).normalise
+    model = saved_model(records.folder, settings.train, train).eval()
+    normalise = make_augment(settings.data, train).normalise
     with torch.inference_mode():
         parts = [features_and_logits(model, normalise(b.x)) for b in eval_batches(train, batch_size)]
     features, logits = (torch.cat(p).float() for p in zip(*parts))
     prob = logits.softmax(1).gather(1, train.y[:, None])[:, 0]
     place = _embedding(features.flatten(1).numpy(), how)
     predicted = np.array(train.classes)[logits.argmax(1).numpy()]
-    return pd.DataFrame({"predicted": predicted, "probability": prob.numpy(), f"{how} 1": place[:, 0], f"{how} 2": place[:, 1]})
+    return pd.DataFrame({"predicted": predicted, "probability": prob.numpy(), f"{how} 1": place[:, 0],
+                         f"{how} 2": place[:, 1]})
 
+# %% ../nbs/12_review.ipynb #d9a9e4e2
 def _embedding(features: np.ndarray, how: str) -> np.ndarray:
     with extra("workbench"):
         from sklearn.decomposition import PCA
@@ -252,7 +272,9 @@ class Decisions:
         path,                # of decisions.csv; made with the first decision
         start=None,          # a file to begin with where there is none yet
     ):
-        self.path, self.past, self.lock = Path(path), [], FileLock(f"{path}.lock", thread_local=False)
+        self.path = Path(path)
+        self.past = []
+        self.lock = FileLock(f"{path}.lock", thread_local=False)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
@@ -260,7 +282,8 @@ class Decisions:
         if self.lock: weakref.finalize(self, self.lock.release)
         known = [read_decisions(p).to_dict("records") for p in (start, self.path) if p and Path(p).exists()]
         self.was = {r["id"]: r["was"] for rows in reversed(known) for r in rows if r["was"]}   # before any decision
-        self.rows, self.saved = {r["id"]: r for r in (known[-1] if known else [])}, self._digest()
+        self.rows = {r["id"]: r for r in (known[-1] if known else [])}
+        self.saved = self._digest()
         if known and self.lock and not self.path.exists(): self._write(self.rows)
 
     def _digest(self) -> str: return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.exists() else ""
@@ -278,8 +301,10 @@ class Decisions:
         ids = [int(i) for i in ids]
         if action not in ("", *ACTIONS): raise ValueError(f"action = {action!r}: must be one of {', '.join(ACTIONS)}")
         if not ids: raise ValueError("ids: none; must be at least one example")
-        labels, was = [label] * len(ids) if isinstance(label, str) else list(label), [""] * len(ids) if was is None else list(was)
-        if action == "relabel" and not all(labels): raise ValueError(f"label = {label!r}: must be a class where the action is relabel")
+        labels = [label] * len(ids) if isinstance(label, str) else list(label)
+        was = [""] * len(ids) if was is None else list(was)
+        if action == "relabel" and not all(labels):
+            raise ValueError(f"label = {label!r}: must be a class where the action is relabel")
         new = {i: dict(zip(DECISIONS, (i, action, l if action == "relabel" else "", self.was.get(i) or w, reason)))
                for i, w, l in zip(ids, was, labels)}
         self._change(self.rows | new if action else {i: r for i, r in self.rows.items() if i not in new})
@@ -292,8 +317,11 @@ class Decisions:
         del self.past[-2:]
 
     def _change(self, rows: dict) -> None:
-        if self.lock is None: raise ValueError(f"{self.path.name}: another explorer decides about this run, or the folder may not be written to")
-        if self._digest() != self.saved: raise ValueError(f"{self.path.name}: was changed by somebody else since it was opened; open it again")
+        if self.lock is None:
+            raise ValueError(
+                f"{self.path.name}: another explorer decides about this run, or the folder may not be written to")
+        if self._digest() != self.saved:
+            raise ValueError(f"{self.path.name}: was changed by somebody else since it was opened; open it again")
         before = self.rows
         self._write(rows)
         self.past.append(before)
@@ -317,6 +345,7 @@ def seed_of(training: str) -> int:
     "The seed in the name of a training."
     return int(training.rsplit("-", 1)[1])
 
+# %% ../nbs/12_review.ipynb #740a1a3a
 def retrain(
     folder,      # of the run whose settings count
     decisions,   # file of decisions
@@ -324,8 +353,10 @@ def retrain(
 ) -> pd.DataFrame:
     "Train plainly on the decided examples, into a run folder beside the run's; returns its result table."
     about = read_recipe(folder)
-    seed, kind = int(about["settings"]["seed"] if seed is None else seed), kind_of_run(about["kind"])
-    settings = settings_of(folder, name=edited_name(folder, decisions, seed), decisions=str(Path(decisions).resolve()), seed=seed, seeds=1)
+    seed = int(about["settings"]["seed"] if seed is None else seed)
+    kind = kind_of_run(about["kind"])
+    settings = settings_of(folder, name=edited_name(folder, decisions, seed), decisions=str(Path(decisions).resolve()),
+                           seed=seed, seeds=1)
     data = kind.load(settings)
     check_files(data.train, read_training(folder).frame)
     run = begin(settings, data, root=Path(folder).parent)
@@ -343,7 +374,8 @@ class Retraining:
         if not own.exists(): write_atomic(own, Path(decisions).read_bytes())
         code = "import sys; from datasel_wb.review import retrain; retrain(sys.argv[1], sys.argv[2], sys.argv[3])"
         with open(self.folder / "retrain.log", "wb") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", code, self.before, own, str(seed)], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            self.process = subprocess.Popen([sys.executable, "-c", code, self.before, own, str(seed)], stdout=log,
+                                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                             env=os.environ | passive())
         self.cancelled = False
         weakref.finalize(self, self.process.terminate)
@@ -371,7 +403,8 @@ def final(folder) -> dict:
     folder = Path(folder)
     metric = kind_of_run(read_recipe(folder.parent)["kind"]).training.METRIC
     rows = pd.read_parquet(folder / "metrics.parquet").query("split == 'test' and name == @metric")
-    return {"training": f"{folder.parent.name}/{folder.name}", "examples": len(pd.read_parquet(folder / "examples.parquet", columns=["id"])),
+    return {"training": f"{folder.parent.name}/{folder.name}",
+            "examples": len(pd.read_parquet(folder / "examples.parquet", columns=["id"])),
             metric: rows.value.iloc[-1], "seconds": rows.seconds.iloc[-1]}
 
 def before_and_after(before, after) -> pd.DataFrame:

@@ -75,8 +75,9 @@ def resolve(
     return SimpleNamespace(**{part: c(**{f.name: values[f.name] for f in fields(c) if f.name in values})
                               for part, c in classes.items()})
 
+# %% ../nbs/11_runs.ipynb #bc02b8de
 def _asked(namespace: dict, known: dict) -> dict:
-    "The parameters in a namespace: of a notebook, settings and what its parameter cells assign; else all that is plain."
+    "The parameters in a namespace: of a notebook, settings and what its parameter cells assign; else all plain values."
     plain = {k: v for k, v in namespace.items()
              if not k.startswith("_") and k not in ("In", "Out") and isinstance(v, PLAIN)}
     assigned = _assigned(namespace.get("In", ()), known)
@@ -100,7 +101,8 @@ def _targets(node: ast.stmt) -> set:
 # %% ../nbs/11_runs.ipynb #40ab6b76
 def commit() -> str:
     "The project's commit, with a + when files differ from it; empty outside git."
-    def git(*args): return subprocess.run(["git", "-C", project_root(), *args], capture_output=True, text=True).stdout.strip()
+    def git(*args):
+        return subprocess.run(["git", "-C", project_root(), *args], capture_output=True, text=True).stdout.strip()
     try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except OSError: return ""
 
@@ -114,6 +116,7 @@ def kind_of_run(
     if name not in KINDS: raise ValueError(f"kind = {name!r}: must be one of {', '.join(KINDS)}")
     return importlib.import_module(f"datasel_wb.{KINDS[name]}").KIND
 
+# %% ../nbs/11_runs.ipynb #063cb2f7
 def read_recipe(
     folder,   # of a run
 ) -> dict:    # kind, settings, versions, commit, machine
@@ -131,6 +134,7 @@ def read_recipe(
     known = known_settings(*kind_of_run(kind).settings.values())
     return recipe | {"kind": kind, "settings": renamed(settings, known)}
 
+# %% ../nbs/11_runs.ipynb #fe2c0a44
 PATHS = ("dataset", "corpus", "data_dir", "decisions", "scorer_checkpoint", "checkpoint_dir")
 
 def absolute(settings: dict, kind: RunKind) -> dict:
@@ -149,12 +153,14 @@ class Run:
         self.folder, self.collectives, self.lock = folder, collectives, None
         if not collectives.main: return
         try: folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise ValueError(f"name = {folder.name!r}: {folder} cannot be written ({e.strerror})") from None
+        except OSError as e:
+            raise ValueError(f"name = {folder.name!r}: {folder} cannot be written ({e.strerror})") from None
         self.lock = FileLock(folder / ".lock")
         try: self.lock.acquire(timeout=0)
         except Timeout:
             owner = (folder / ".owner").read_text() if (folder / ".owner").exists() else "another process"
-            raise ValueError(f"name = {folder.name!r}: the run folder is in use by {owner}; wait for it or choose another name") from None
+            raise ValueError(f"name = {folder.name!r}: the run folder is in use by {owner}; "
+                             "wait for it or choose another name") from None
         (folder / ".owner").write_text(f"process {os.getpid()} on {platform.node()}")
         self._claim()
 
@@ -192,7 +198,8 @@ def open_run(
     name, kind = flat.pop("name"), settings.train.kind
     if name: folder = root / name
     else:
-        digest = hashlib.sha256(json.dumps({k: v for k, v in flat.items() if k not in PLACE}, sort_keys=True).encode()).hexdigest()[:6]
+        digest = hashlib.sha256(json.dumps({k: v for k, v in flat.items() if k not in PLACE}, sort_keys=True)
+                                .encode()).hexdigest()[:6]
         names = (f"{prefix}{settings.run.recipe}-{digest}" + (f"-{i}" if i > 1 else "") for i in range(1, 10_000))
         folder = next(root / n for n in names if not (root / n / "result.json").exists())
     run = Run(collectives.agree(folder), flat, collectives, kind)
@@ -224,14 +231,18 @@ def begin(settings: SimpleNamespace, data: Splits, prefix: str = "", root=None) 
     length = f"{train.stop_epoch or train.epochs:,} epochs" if train.epochs else f"{train.steps:,} steps"
     print(f"recipe {settings.run.recipe}: {len(data.train):,} training, {dev}{len(data.test):,} test examples; "
           f"{length}; seeds {settings.run.seed} to {settings.run.seed + settings.run.seeds - 1}")
-    print(f"run folder: papermill_runs/{run.folder.name}; {backend.device.type}, {c.devices} device{'s' * (c.devices > 1)}")
-    if c.main and data.train.clean_y is not None: changed_labels(data.train).to_csv(run.folder / "changed_labels.csv", index=False)
+    print(f"run folder: papermill_runs/{run.folder.name}; {backend.device.type}, "
+          f"{c.devices} device{'s' * (c.devices > 1)}")
+    if c.main and data.train.clean_y is not None:
+        changed_labels(data.train).to_csv(run.folder / "changed_labels.csv", index=False)
     applied = run.folder / "decisions_applied.csv"
-    if c.main and settings.data.decisions is not None and not applied.exists(): shutil.copy(settings.data.decisions, applied)
+    if c.main and settings.data.decisions is not None and not applied.exists():
+        shutil.copy(settings.data.decisions, applied)
     Preemption.stopped = False
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, _stop_at_once)
     return run
 
+# %% ../nbs/11_runs.ipynb #08920e68
 def _stop_at_once(*_) -> None:
     "What SIGTERM does outside of `fit`; a second one on the way out does nothing."
     if Preemption.stopped: return
@@ -261,15 +272,16 @@ def results(
     records: list | pd.DataFrame,  # what `record` gave, for every method and seed
     baseline: str = "uniform",     # method of the paired differences
 ) -> pd.DataFrame:
-    "One row per method: n, mean, std, diff, diff_std (percent, points), seconds, pretrain_seconds, examples, and means of what else was recorded."
+    "One row per method: n, mean, std, diff, diff_std (percent, points), seconds, examples and other means."
     frame, rows = pd.DataFrame(records), []
     metric = next(m for m in RESULTS if m in frame)
     base = frame[frame.method == baseline].set_index("seed")[metric]
     for method, g in frame.groupby("method", sort=False):
         diff = g.set_index("seed")[metric] - base
         paired = {} if method == baseline else {"diff": diff.mean(), "diff_std": diff.std()}
-        rows.append({"method": method, "n": len(g), "mean": g[metric].mean(), "std": g[metric].std(), "diff": float("nan"),
-                     "diff_std": float("nan")} | paired | g.drop(columns=["method", "seed", metric, "n"], errors="ignore").mean().to_dict())
+        rows.append({"method": method, "n": len(g), "mean": g[metric].mean(), "std": g[metric].std(),
+                     "diff": float("nan"), "diff_std": float("nan")} | paired
+                     | g.drop(columns=["method", "seed", metric, "n"], errors="ignore").mean().to_dict())
     out = pd.DataFrame(rows)
     out.attrs["metric"] = RESULTS[metric]
     return out
@@ -286,10 +298,12 @@ def _write_results(run: Run, records: list) -> None:
         parts = [pd.read_parquet(run.folder / f"{r['method']}-{r['seed']}" / f"{name}.parquet")
                  .assign(method=r["method"], seed=r["seed"]) for r in records]
         write_frame(pd.concat(parts, ignore_index=True), run.folder / f"{name}.parquet")
-    columns = {m: g.drop(columns="method").to_dict("list") | {"n": len(g)} for m, g in pd.DataFrame(records).groupby("method", sort=False)}
+    columns = {m: g.drop(columns="method").to_dict("list") | {"n": len(g)}
+               for m, g in pd.DataFrame(records).groupby("method", sort=False)}
     write_atomic(run.folder / "result.json", json.dumps({"methods": columns}, indent=1).encode())
     run.close()
 
+# %% ../nbs/11_runs.ipynb #3e18bd48
 def read_results(folder) -> pd.DataFrame:
     "The result table of a finished run folder."
     path = Path(folder) / "result.json"
@@ -301,7 +315,8 @@ def table(folder=None) -> pd.DataFrame:
     "One row per run and method, over all finished runs below `folder` (papermill_runs/ when None)."
     runs = sorted(Path(folder or project_root() / "papermill_runs").glob("*/result.json"))
     frames = [t.assign(run=r.parent.name, metric=t.attrs["metric"]) for r in runs for t in (read_results(r.parent),)]
-    return pd.concat(frames, ignore_index=True).set_index("run").reset_index() if frames else pd.DataFrame(columns=["run", "method"])
+    return (pd.concat(frames, ignore_index=True).set_index("run").reset_index() if frames
+            else pd.DataFrame(columns=["run", "method"]))
 
 # %% ../nbs/11_runs.ipynb #8985b140
 def plus_minus(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
@@ -315,7 +330,8 @@ def show_results(
 ) -> pd.DataFrame:           # strings, indexed by method
     "The result table as a reader wants it: rounded, with spread, units in the headings."
     def time(s): return f"{s:,.1f}" if 0 < s < 100 else f"{s:,.0f}"
-    found = {"noise AUROC": ["–" if pd.isna(v) else f"{v:.3f}" for v in table["auroc"]]} if table.get("auroc", pd.Series(dtype=float)).notna().any() else {}
+    found = ({"noise AUROC": ["–" if pd.isna(v) else f"{v:.3f}" for v in table["auroc"]]}
+             if table.get("auroc", pd.Series(dtype=float)).notna().any() else {})
     chrf = {"chrF": ["–" if pd.isna(v) else f"{v:.1f}" for v in table["chrf"]]} if "chrf" in table else {}
     kinds = table["metric"].unique() if "metric" in table else [table.attrs.get("metric", RESULTS["accuracy"])]
     return pd.DataFrame({
@@ -328,6 +344,7 @@ def show_results(
         "n": table["n"].tolist(),
     }, index=pd.Index(table["method"], name="method"))
 
+# %% ../nbs/11_runs.ipynb #8da9ad7b
 def results_text(table: pd.DataFrame) -> str:
     "The same table for a terminal, in aligned columns."
     shown = show_results(table).reset_index().astype(str)
@@ -378,7 +395,8 @@ def papermill_main(argv: list | None = None) -> int:
         waiting.unlink(missing_ok=True)   # a killed command of the same process number left its link
         os.environ["DATASEL_NOTEBOOK"] = str(waiting)
         os.environ.setdefault("DATASEL_LOG_SECONDS", "5")
-        if not any(a in argv for a in ("--log-output", "--no-log-output", "--progress-bar", "--no-progress-bar")): argv.append("--log-output")
+        if not any(a in argv for a in ("--log-output", "--no-log-output", "--progress-bar", "--no-progress-bar")):
+            argv.append("--log-output")
         try: return _run_notebook(papermill, [*argv, str(waiting)], waiting)
         finally: waiting.unlink(missing_ok=True)
 
@@ -390,6 +408,7 @@ def _unkept(papermill, argv: list) -> list:
     atexit.register(out.unlink, missing_ok=True)
     return [*(a for a in argv if a != given), str(out), "--no-progress-bar"]
 
+# %% ../nbs/11_runs.ipynb #2014322a
 def _run_notebook(papermill, argv: list, waiting: Path) -> int:
     import click
     from papermill.exceptions import PapermillExecutionError

@@ -101,7 +101,8 @@ def grand(
 # %% ../nbs/04_scores.ipynb #390e2b08
 # 1: high is hard; -1: easy
 SCORES = {"forgetting": 1, "first_learned": 1, "presentations_to_learn": 1, "unforgettable": -1,
-          "max_loss_increase": 1, "el2n": 1, "margin": -1, "confidence": -1, "confidence_spread": 1, "last_layer_grad_norm": 1, "grand": 1}
+          "max_loss_increase": 1, "el2n": 1, "margin": -1, "confidence": -1, "confidence_spread": 1,
+          "last_layer_grad_norm": 1, "grand": 1}
 
 # %% ../nbs/04_scores.ipynb #7c0de5a2
 def by_full_set(

@@ -330,4 +330,4 @@ class XLA(Eager):
 BACKENDS["xla"] = XLA
 
 # %% ../nbs/09_tpu_trainer.ipynb #35274bb3
-__getattr__ = moved("tpu_trainer")   # names that went to other rooms, for one version
+__getattr__ = moved("tpu_trainer")   # names that went to other modules, for one version

@@ -45,16 +45,22 @@ def train_pieces(
     size: int,        # of the vocabulary, the four special pieces counted
     name: str = "vocab",  # of the setting, for the error
 ) -> sentencepiece.SentencePieceProcessor:
-    "A unigram model of word pieces. `ValueError` when the sentences do not yield so many, or hold more characters than that."
+    "A unigram model of word pieces. `ValueError` when the sentences yield too few, or hold more characters."
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences), model_writer=model, vocab_size=size, character_coverage=1.0, model_type="unigram",
-            pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, num_threads=1, minloglevel=3, max_sentence_length=100_000)
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=size, character_coverage=1.0,
+            model_type="unigram", pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, num_threads=1, minloglevel=3,
+            max_sentence_length=100_000)
     except RuntimeError as e:
-        if m := re.search(r"value <= (\d+)", str(e)): raise ValueError(f"{name} = {size}: must be at most {m[1]}, what these {len(sentences)} sentences yield") from None
-        if m := re.search(r"required_chars\. \d+ vs (\d+)", str(e)): raise ValueError(f"{name} = {size}: must be at least {m[1]}, for these sentences have so many characters") from None
-        raise ValueError(f"{name} = {size}: sentencepiece cannot learn from these {len(sentences)} sentences ({e})") from None
+        if m := re.search(r"value <= (\d+)", str(e)):
+            raise ValueError(
+                f"{name} = {size}: must be at most {m[1]}, what these {len(sentences)} sentences yield") from None
+        if m := re.search(r"required_chars\. \d+ vs (\d+)", str(e)):
+            raise ValueError(
+                f"{name} = {size}: must be at least {m[1]}, for these sentences have so many characters") from None
+        raise ValueError(
+            f"{name} = {size}: sentencepiece cannot learn from these {len(sentences)} sentences ({e})") from None
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 # %% ../nbs/10_translation.ipynb #b841f7aa
@@ -88,7 +94,8 @@ class Pairs(Examples):
 
     def columns(self):
         at = self.ids.tolist()
-        text = {} if self.corpus is None else {"source_text": [self.corpus.source[i] for i in at], "target_text": [self.corpus.target[i] for i in at]}
+        text = ({} if self.corpus is None else {"source_text": [self.corpus.source[i] for i in at],
+                                                "target_text": [self.corpus.target[i] for i in at]})
         return {"language": [self.languages[i] for i in self.lang.tolist()], "target": self.target} | text
 
     def take(self, ids):
@@ -107,6 +114,7 @@ class Pairs(Examples):
         there[self.target.cpu(), self.lang.cpu()] = True
         return there
 
+# %% ../nbs/10_translation.ipynb #6626638a
 def bucket_lengths(
     length: Tensor,  # [N] pieces of each example
     n: int,          # lengths, at most
@@ -121,6 +129,7 @@ def _padded(rows: list, width: int) -> Tensor:
     for i, row in enumerate(rows): out[i, :len(row)] = row
     return torch.from_numpy(out)
 
+# %% ../nbs/10_translation.ipynb #6cc9bbe0
 def encode(
     corpus: Corpus,
     source: sentencepiece.SentencePieceProcessor,
@@ -134,14 +143,17 @@ def encode(
     length = np.array([max(len(s), len(t)) + 1 for s, t in zip(src, tgt)])
     keep = np.flatnonzero(length <= max_length) if max_length else np.arange(len(length))
     if out := len(length) - len(keep):
-        warnings.warn(f"max_length = {max_length}: {out} of {len(length)} {name} pairs are longer (up to {length.max()} pieces) and are left out")
+        warnings.warn(f"max_length = {max_length}: "
+                      f"{out} of {len(length)} {name} pairs are longer (up to {length.max()} pieces) and are left out")
     if lost := [corpus.languages[i] for i in sorted(set(corpus.lang.tolist()) - set(corpus.lang[keep].tolist()))]:
-        raise ValueError(f"max_length = {max_length}: must leave pairs of {', '.join(lost)}; its shortest has {length[corpus.lang == corpus.languages.index(lost[0])].min()} pieces")
+        raise ValueError(f"max_length = {max_length}: must leave pairs of {', '.join(lost)}; "
+                         f"its shortest has {length[corpus.lang == corpus.languages.index(lost[0])].min()} pieces")
     width, known = int(length[keep].max()), {}
     kept = [known.setdefault(corpus.target[i], len(known)) for i in keep]
     x = torch.stack([_padded([src[i] + [EOS] for i in keep], width), _padded([[BOS] + tgt[i] for i in keep], width)], 1)
-    return Pairs(x, _padded([tgt[i] + [EOS] for i in keep], width), torch.as_tensor(corpus.lang[keep]), torch.tensor(kept), torch.as_tensor(keep),
-                 corpus.languages, (source.vocab_size(), target.vocab_size()), buckets, corpus)
+    return Pairs(x, _padded([tgt[i] + [EOS] for i in keep], width), torch.as_tensor(corpus.lang[keep]),
+                 torch.tensor(kept), torch.as_tensor(keep), corpus.languages,
+                 (source.vocab_size(), target.vocab_size()), buckets, corpus)
 
 # %% ../nbs/10_translation.ipynb #bf8b8ba4
 @takes_old_names(words="max_tokens")
@@ -154,15 +166,17 @@ class PairLoader(Loader):
         max_tokens: int,         # pieces per batch, padding included, over all devices
         seed: int = 0,      # of the order
         device="cpu",
-        resident: bool = True,  # the pairs lie on `device`; False: on the host, and batches are sent ahead
+        resident: bool = True,  # the pairs lie on `device`; False: on the host, and batches are prefetched
         collectives: Collectives = Collectives(),
     ):
-        self.max_tokens, self.sizes = max_tokens, batch_sizes(pairs, max_tokens, collectives.devices)   # rows of a batch, by padded length
+        # rows of a batch, by padded length
+        self.max_tokens, self.sizes = max_tokens, batch_sizes(pairs, max_tokens, collectives.devices)
         super().__init__(pairs, self.sizes[-1], None, seed, device, 0, resident, collectives)
         bucket = torch.bucketize(pairs.length.cpu(), torch.tensor(pairs.lengths))
         self.bucket, self.lang = (pairs.by_id(t, fill=-1) for t in (bucket, pairs.lang.cpu()))   # [full] by id
         self.used = torch.zeros(len(pairs.languages), dtype=torch.int64)
-        self.plan = torch.zeros(0, dtype=torch.int64)                 # padded length of each batch of this epoch, by number
+        # padded length of each batch of this epoch, by number
+        self.plan = torch.zeros(0, dtype=torch.int64)
     @property
     def remaining(self): return len(self.plan) - self.position
     @property
@@ -186,14 +200,16 @@ class PairLoader(Loader):
             batches += whole.split(size) if n else ()
             plan += [b] * (n // size)
         turn = torch.randperm(len(batches), generator=self.order_rng)
-        self.order, self.plan = torch.cat([batches[i] for i in turn]), torch.tensor(plan)[turn]
+        self.order = torch.cat([batches[i] for i in turn])
+        self.plan = torch.tensor(plan)[turn]
 
     def __iter__(self) -> Iterator[Batch]:
         while self.remaining:
             if self._raw is None:
                 done = sum(self.sizes[b] for b in self.plan[:self.position])
                 rows = self.order[done:].split([self.sizes[b] for b in self.plan[self.position:]])
-                self._raw = zip(rows, feed(self.examples, [self.collectives.part(r) for r in rows], self.device, self.collectives))
+                self._raw = zip(rows, feed(self.examples, [self.collectives.part(r) for r in rows], self.device,
+                                           self.collectives))
             ids, batch = next(self._raw)
             length = self.examples.lengths[self.plan[self.position]]
             self.position, self.given = self.position + 1, len(ids)
@@ -207,22 +223,27 @@ class PairLoader(Loader):
         super().load_state_dict(state)
         self.plan, self.used = state["plan"].cpu().clone(), state["used"].cpu().clone()
 
+# %% ../nbs/10_translation.ipynb #febae26c
 @takes_old_names(words="max_tokens")
 def batch_sizes(pairs: Pairs, max_tokens: int, devices: int = 1) -> list:
     "Rows of a batch for each padded length. `ValueError` where that is none."
     sizes = [max_tokens // n // devices * devices for n in pairs.lengths]
     if not sizes[-1]:
-        raise ValueError(f"max_tokens = {max_tokens}: must be at least {pairs.lengths[-1] * devices}, the {pairs.lengths[-1]} pieces of the longest sentence "
+        raise ValueError(f"max_tokens = {max_tokens}: must be at least {pairs.lengths[-1] * devices}, "
+                         f"the {pairs.lengths[-1]} pieces of the longest sentence "
                          f"on each of {devices} device{'s' * (devices > 1)}")
-    if sizes[-1] > len(pairs): raise ValueError(f"max_tokens = {max_tokens}: must be at most {len(pairs) * pairs.lengths[-1]}, what the {len(pairs)} pairs fill")
+    if sizes[-1] > len(pairs):
+        raise ValueError(f"max_tokens = {max_tokens}: must be at most {len(pairs) * pairs.lengths[-1]}, "
+                         f"what the {len(pairs)} pairs fill")
     return sizes
 
 # %% ../nbs/10_translation.ipynb #cd71c649
 class LSTM(nn.LSTM):
-    "torch's, batch first, always in training mode: without dropout inside it computes the same, and cuDNN's backward pass asks for it."
+    "torch's, batch first, always in training mode (cuDNN's backward pass asks for it), which changes no result."
     def __init__(self, n_in: int, n_out: int): super().__init__(n_in, n_out, batch_first=True)
     def train(self, mode: bool = True): return super().train(True)
 
+# %% ../nbs/10_translation.ipynb #8e8ca2a1
 class Seq2Seq(nn.Module):
     "Bidirectional LSTM encoder, LSTM decoder with attention."
     def __init__(self,
@@ -242,7 +263,8 @@ class Seq2Seq(nn.Module):
         "Memory [B, L, H], mask [B, L] (True: a piece), and the decoder's first state, from ids [B, L]."
         mask = source != PAD
         length, place = mask.sum(1, keepdim=True), torch.arange(source.shape[1], device=source.device)
-        turned = torch.where(mask, length - 1 - place, place)                       # [B, L]: the same map there and back
+        # [B, L]: the same map there and back
+        turned = torch.where(mask, length - 1 - place, place)
         ahead, _ = self.ahead(self.drop(self.source(source)))
         back, _ = self.back(self.drop(self.source(source.gather(1, turned))))
         def at(states, where): return states.gather(1, where[:, :, None].expand(-1, -1, states.shape[2]))
@@ -269,7 +291,8 @@ def sentence_loss(
 ) -> Tensor:         # [B] nats per piece
     "Mean cross-entropy of the pieces of each sentence, in float32 at least."
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    losses = F.cross_entropy(wide.flatten(0, 1), y.flatten(), ignore_index=PAD, reduction="none", label_smoothing=label_smoothing)
+    losses = F.cross_entropy(wide.flatten(0, 1), y.flatten(), ignore_index=PAD, reduction="none",
+                             label_smoothing=label_smoothing)
     return losses.view_as(y).sum(1) / (y != PAD).sum(1).clamp_min(1)
 
 # %% ../nbs/10_translation.ipynb #3132391e
@@ -291,22 +314,27 @@ def beam_search(
         out = torch.full((b * k, 1), BOS, device=source.device)
         total = torch.full((b, k), -torch.inf, device=source.device)
         total[:, 0] = 0                                                     # all beams begin alike: one of them counts
-        done, first = torch.zeros(b * k, dtype=torch.bool, device=source.device), torch.arange(b, device=source.device)[:, None] * k
+        done = torch.zeros(b * k, dtype=torch.bool, device=source.device)
+        first = torch.arange(b, device=source.device)[:, None] * k
         for _ in range(limit):
             logits, state = model.decode(out[:, -1:], memory, mask, state)
             total, parent, piece = _extend(logits[:, 0], total, done)
             rows = (first + parent).flatten()
-            out, done, state = torch.cat([out[rows], piece.view(-1, 1)], 1), done[rows], tuple(s[:, rows].contiguous() for s in state)
+            out = torch.cat([out[rows], piece.view(-1, 1)], 1)
+            done = done[rows]
+            state = tuple(s[:, rows].contiguous() for s in state)
             done = done | (out[:, -1] == EOS)
             if done.all(): break
-        length, ended = (out[:, 1:] != PAD).sum(1).view(b, k), done.view(b, k)
+        length = (out[:, 1:] != PAD).sum(1).view(b, k)
+        ended = done.view(b, k)
         score = (total / length ** alpha).masked_fill(~ended & ended.any(1, keepdim=True), -torch.inf)
         best = first[:, 0] + score.argmax(1)
         out = out[best, 1:]
         return out.masked_fill(out == EOS, PAD)
 
+# %% ../nbs/10_translation.ipynb #b66f765e
 def _extend(logits: Tensor, total: Tensor, done: Tensor) -> tuple:
-    "The best continuations: their scores, the beams they come from and their pieces, each [B, k]; what is done goes on with padding."
+    "The best continuations: scores, beams they come from, pieces, each [B, k]; what is done goes on with padding."
     b, k = total.shape
     logp = logits.float().log_softmax(1)
     logp[:, [PAD, BOS]] = -torch.inf
@@ -328,11 +356,13 @@ def translate(
     max_tokens: int = 4000,   # source pieces per batch, times the beam
     alpha: float = 1.0,  # of the length
 ) -> list:               # of sentences
-    "Translations, in the order of the sources; sentences of like length are translated together. Warns of those that reach the limit."
+    "Translations in the order of the sources, made in batches of like length. Warns of those that reach the limit."
     check("positive", int, limit=limit, beam=beam, max_tokens=max_tokens)
     device = next(model.parameters()).device
     rows = [ids + [EOS] for ids in source.encode(list(sources))]
-    order, out, at, cut = sorted(range(len(rows)), key=lambda i: len(rows[i])), [""] * len(rows), 0, 0
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    out = [""] * len(rows)
+    at, cut = 0, 0
     while at < len(order):
         most = max_tokens // (beam * len(rows[order[at]]))                        # if all were as short as the first
         longest = len(rows[order[min(at + most, len(order) - 1)]])
@@ -348,7 +378,8 @@ def translate(
 # %% ../nbs/10_translation.ipynb #e62afd1e
 def _check_lengths(references: list, **systems) -> None:
     for name, found in systems.items():
-        if len(found) != len(references): raise ValueError(f"{name}: has {len(found)} sentences, references {len(references)}; must be one for each")
+        if len(found) != len(references):
+            raise ValueError(f"{name}: has {len(found)} sentences, references {len(references)}; must be one for each")
 
 def translation_scores(
     translations: list,  # sentences
@@ -356,13 +387,15 @@ def translation_scores(
 ) -> dict:               # bleu and chrf, 0 to 100
     "Corpus BLEU and chrF on detokenised text. `ValueError` unless every translation has a reference."
     _check_lengths(references, translations=translations)
-    return {"bleu": BLEU().corpus_score(translations, [references]).score, "chrf": CHRF().corpus_score(translations, [references]).score}
+    return {"bleu": BLEU().corpus_score(translations, [references]).score,
+            "chrf": CHRF().corpus_score(translations, [references]).score}
 
+# %% ../nbs/10_translation.ipynb #ecdf84f5
 def paired_bootstrap(
     systems: dict,        # name -> translations; the first is the baseline
     references: list,     # one for each sentence
     samples: int = 1000,  # resampled test sets
-) -> "pd.DataFrame":      # index: system; bleu, its 95% interval, p of the difference from the baseline (NaN for it; 1 where there is none)
+) -> "pd.DataFrame":      # index: system; bleu, its 95% interval, p of the difference from the baseline (1: none)
     "sacrebleu's paired bootstrap test of BLEU."
     with extra("workbench"): import pandas as pd
     if len(systems) < 2: raise ValueError(f"systems = {list(systems)}: must be two or more, the baseline first")
@@ -382,14 +415,17 @@ class NMTRecipe(LoopRecipe):
     steps: int = setting(600, "optimizer steps", "positive")
     lr: float = setting(1e-3, "learning rate of Adam", "positive")
     warmup_steps: int = setting(0, "steps of linear warm-up, then the schedule", "natural", below="steps")
-    schedule: str = setting("constant", "constant, cosine to 0, or step: times lr_drop at each milestone", ("constant", "cosine", "step"))
-    weight_decay: float = setting(0.0, "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
+    schedule: str = setting("constant", "constant, cosine to 0, or step: times lr_drop at each milestone",
+                            ("constant", "cosine", "step"))
+    weight_decay: float = setting(0.0,
+                                  "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
     clip_norm: float = setting(5.0, "clip the gradient to this global norm; 0: no clipping", "natural")
     ema_decay: float = setting(0.0, "moving average of the weights, min(decay, (t+1)/(t+10)); 0: off", "share")
     dropout: float = setting(0.3, "dropout of embeddings and before the output", "share")
     source_vocab: int = setting(8000, "pieces of the source languages together", "positive")
     target_vocab: int = setting(8000, "pieces of the target language", "positive")
-    max_length: int = setting(200, "training pairs with more pieces on a side are left out, and counted; 0: none", "natural")
+    max_length: int = setting(200, "training pairs with more pieces on a side are left out, and counted; 0: none",
+                              "natural")
     max_tokens: int = setting(1500, "pieces per batch, padding included, over all devices", "positive")
     buckets: int = setting(4, "padded lengths, so shapes of a batch, at most", "positive")
     embed: int = setting(128, "width of the embeddings", "positive")
@@ -445,25 +481,30 @@ class Translation(Training):
     def make_prepare(self): return lambda x: x
 
     def make_loader(self, recipe, augment):
-        return PairLoader(self.data.train, recipe.max_tokens, self.seed, self.backend.device, self.resident(recipe), self.backend.collectives)
+        return PairLoader(self.data.train, recipe.max_tokens, self.seed, self.backend.device, self.resident(recipe),
+                          self.backend.collectives)
 
     def record(self, batch, logits, losses, weights):
         logits, label = logits.float(), batch.y[:, :, None]
         margin = (logits.gather(2, label) - logits.scatter(2, label, -torch.inf).amax(2, True)).squeeze(2)
         worst = margin.masked_fill(batch.y == PAD, torch.inf).argmin(1, True)
         row = worst[:, :, None].expand(-1, -1, logits.shape[2])
-        self.dynamics.record(batch.idx, logits.gather(1, row).squeeze(1), losses, batch.y.gather(1, worst).squeeze(1), weights)
+        self.dynamics.record(batch.idx, logits.gather(1, row).squeeze(1), losses,
+                             batch.y.gather(1, worst).squeeze(1), weights)
 
     def read_meters(self):
-        return super().read_meters() | {f"usage/{k}": v for k, v in zip(self.data.train.languages, self.loader.usage().tolist())}
+        return (super().read_meters() | {f"usage/{k}": v
+                                         for k, v in zip(self.data.train.languages, self.loader.usage().tolist())})
 
     def evaluate(self):
         "Loss, perplexity, BLEU and chrF on dev, greedily; at the end of the training on test too, with beam search."
         model, collectives = self.ema.model if self.recipe.ema_decay else self.model, self.backend.collectives
         results = None
-        if self.backend.device.type == "xla": model = copy.deepcopy(model).cpu()   # on every host; XLA would compile each step of a search
+        if self.backend.device.type == "xla":
+            model = copy.deepcopy(model).cpu()   # on every host; XLA would compile each step of a search
         if collectives.main:
-            results = {"dev": self.examine(model, "dev", 1)} | ({"test": self.examine(model, "test", self.recipe.beam)} if self.done else {})
+            results = ({"dev": self.examine(model, "dev", 1)}
+                       | ({"test": self.examine(model, "test", self.recipe.beam)} if self.done else {}))
         return collectives.agree(results)
 
     def complete(self):
@@ -474,7 +515,7 @@ class Translation(Training):
         self.log.save()
 
     def examine(self, model: Seq2Seq, split: str, beam: int) -> dict:
-        "Loss in nats per piece, perplexity, BLEU and chrF of a model on a split; the translations are kept beside the records."
+        "Loss in nats per piece, perplexity, BLEU, chrF of a model on a split; its translations go beside the records."
         d = self.data
         corpus = getattr(d.corpus, split)
         with warnings.catch_warnings():
@@ -485,6 +526,7 @@ class Translation(Training):
         loss = corpus_loss(model, getattr(d, split))
         return {"loss": loss, "perplexity": math.exp(min(loss, 100))} | translation_scores(found, corpus.target)
 
+# %% ../nbs/10_translation.ipynb #5992fe5d
 @takes_old_names(words="max_tokens")
 @torch.no_grad()
 def corpus_loss(

@@ -1,4 +1,5 @@
-"""Translation against computations that share nothing with it: loops, enumeration, finite differences, sacrebleu's command, explicit gradients."""
+"""Translation against computations that share nothing with it: loops,
+enumeration, finite differences, sacrebleu's command, explicit gradients."""
 import copy
 import io
 import itertools
@@ -31,8 +32,8 @@ from datasel_wb.checkpoints import Checkpoints
 from datasel_wb.trainer import fit
 from datasel_wb.weighting import SPCL
 
-RECIPE = NMTRecipe(steps=24, warmup_steps=3, lr=5e-3, dropout=0.2, source_vocab=300, target_vocab=60, embed=8, hidden=12, max_tokens=400, log_every=4,
-                   eval_every=12, save_every=8, beam=2)
+RECIPE = NMTRecipe(steps=24, warmup_steps=3, lr=5e-3, dropout=0.2, source_vocab=300, target_vocab=60, embed=8,
+                   hidden=12, max_tokens=400, log_every=4, eval_every=12, save_every=8, beam=2)
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +77,32 @@ def talker(text):
 def sentences(n, vocab, seed=0, longest=6):
     "Random source rows, the end last."
     rng = seeded(seed, "sentences")
-    return [torch.cat([torch.randint(3, vocab, (int(torch.randint(0, longest, (), generator=rng)),), generator=rng), torch.tensor([EOS])]) for _ in range(n)]
+    return [torch.cat([torch.randint(3, vocab, (int(torch.randint(0, longest, (), generator=rng)),), generator=rng),
+                       torch.tensor([EOS])]) for _ in range(n)]
 
-def padded(rows, width=0): return torch.nn.utils.rnn.pad_sequence([*rows, torch.zeros(width or 1, dtype=torch.int64)], True, PAD)[:-1]
+def padded(rows, width=0):
+    return torch.nn.utils.rnn.pad_sequence([*rows, torch.zeros(width or 1, dtype=torch.int64)], True, PAD)[:-1]
 
 
 # ---- pieces
 
 def test_vocabularies_that_cannot_be(corpus):
-    "One sentence with the setting and the limit, and the limit is where it says: one piece further is refused, the limit itself is not."
-    for size, words, side, step in ((5000, "must be at most", corpus.train.target, 1), (10, "must be at least", corpus.train.source, -1)):
-        with pytest.raises(ValueError, match=rf"^some_vocab = {size}: {words} \d+[^\n]*$") as e: train_pieces(side, size, "some_vocab")
+    "One sentence with setting and limit, and the limit is where it says: one piece further is refused, the limit not."
+    for size, words, side, step in ((5000, "must be at most", corpus.train.target, 1),
+                                    (10, "must be at least", corpus.train.source, -1)):
+        with pytest.raises(ValueError, match=rf"^some_vocab = {size}: {words} \d+[^\n]*$") as e:
+            train_pieces(side, size, "some_vocab")
         limit = int(re.search(rf"{words} (\d+)", str(e.value))[1])
         assert train_pieces(side, limit, "some_vocab").vocab_size() == limit
-        with pytest.raises(ValueError, match=f"^some_vocab = {limit + step}: "): train_pieces(side, limit + step, "some_vocab")
+        with pytest.raises(ValueError, match=f"^some_vocab = {limit + step}: "):
+            train_pieces(side, limit + step, "some_vocab")
 
 
 def test_prepare_names_the_settings(corpus):
     for bad in ({"source_vocab": 20}, {"source_vocab": 50_000}, {"target_vocab": 6}, {"target_vocab": 50_000}):
         name, value = next(iter(bad.items()))
-        with pytest.raises(ValueError, match=f"^{name} = {value}: must be at "): prepare_text(corpus, replace(RECIPE, **bad))
+        with pytest.raises(ValueError, match=f"^{name} = {value}: must be at "):
+            prepare_text(corpus, replace(RECIPE, **bad))
 
 
 def test_pieces_give_every_sentence_back(corpus, text):
@@ -114,9 +121,11 @@ def test_pairs_hold_every_sentence(corpus, text):
         names = {}
         for i in range(part.n):
             source, before, y = (row[:int((row != PAD).sum())].tolist() for row in (*split.x[i], split.y[i]))
-            assert not split.x[i, 0, len(source):].any() and not split.x[i, 1, len(before):].any() and not split.y[i, len(y):].any()
+            assert not split.x[i, 0, len(source):].any() and not split.x[i, 1, len(before):].any()
+            assert not split.y[i, len(y):].any()
             assert source[-1] == y[-1] == EOS and before[0] == BOS and before[1:] == y[:-1] and len(before) == len(y)
-            assert not {PAD, BOS, EOS} & {*source[:-1], *y[:-1]} and max(source) < split.vocab[0] and max(y) < split.vocab[1]
+            assert not {PAD, BOS, EOS} & {*source[:-1], *y[:-1]} and max(source) < split.vocab[0]
+            assert max(y) < split.vocab[1]
             assert text.source.decode(source) == part.source[i] and text.target.decode(y) == part.target[i]
             assert split.length[i] == max(len(source), len(y)) and split.lang[i] == part.lang[i] and split.ids[i] == i
             assert names.setdefault(part.target[i], int(split.target[i])) == split.target[i]
@@ -134,7 +143,8 @@ def test_present_is_a_look_into_a_dictionary(corpus, text):
 
 
 def test_long_sentences_are_counted_and_left_out(corpus, text):
-    def pieces(i): return max(len(text.source.encode(corpus.train.source[i])), len(text.target.encode(corpus.train.target[i]))) + 1
+    def pieces(i):
+        return max(len(text.source.encode(corpus.train.source[i])), len(text.target.encode(corpus.train.target[i]))) + 1
     for limit in (12, 16):
         stay = [i for i in range(corpus.train.n) if pieces(i) <= limit]
         with warnings.catch_warnings(record=True) as warned:
@@ -142,26 +152,32 @@ def test_long_sentences_are_counted_and_left_out(corpus, text):
             short = encode(corpus.train, text.source, text.target, limit)
         told, = said(warned)
         assert told.startswith(f"max_length = {limit}: {corpus.train.n - len(stay)} of {corpus.train.n} training pairs")
-        assert short.ids.tolist() == stay and short.lang.tolist() == corpus.train.lang[stay].tolist() and int(short.length.max()) <= limit
+        assert short.ids.tolist() == stay
+        assert short.lang.tolist() == corpus.train.lang[stay].tolist()
+        assert int(short.length.max()) <= limit
         assert sorted(short.target.unique().tolist()) == list(range(len({corpus.train.target[i] for i in stay})))
         assert len(short.present()) == int(short.target.max()) + 1 and short.present().any(1).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(encode(corpus.train, text.source, text.target, max(map(pieces, range(corpus.train.n))))) == corpus.train.n
+        assert len(encode(corpus.train, text.source, text.target,
+                          max(map(pieces, range(corpus.train.n))))) == corpus.train.n
 
 
 def test_a_language_without_pairs_left_is_refused(text):
     far, near = number_words(777_777, "tr"), number_words(1, "az")
     uneven = join_pairs(("az", "tr"), {"az": ([near] * 2, ["one"] * 2), "tr": ([far], ["one"])})
     shortest = len(text.source.encode(far)) + 1
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=rf"^max_length = 4: must leave pairs of tr; its shortest has {shortest} pieces$"):
+    with pytest.warns(UserWarning), pytest.raises(
+            ValueError, match=rf"^max_length = 4: must leave pairs of tr; its shortest has {shortest} pieces$"):
         encode(uneven, text.source, text.target, 4)
 
 
 def test_padded_lengths_share_the_pairs(text):
     for n in (1, 3, 6):
-        split = Pairs(text.train.x, text.train.y, text.train.lang, text.train.target, text.train.ids, text.train.languages, text.train.vocab, n)
-        assert 1 <= len(split.lengths) <= n and list(split.lengths) == sorted(set(split.lengths)) and split.lengths[-1] == int(split.length.max())
+        split = Pairs(text.train.x, text.train.y, text.train.lang, text.train.target, text.train.ids,
+                      text.train.languages, text.train.vocab, n)
+        assert 1 <= len(split.lengths) <= n and list(split.lengths) == sorted(set(split.lengths))
+        assert split.lengths[-1] == int(split.length.max())
         below = [0, *[sum(l <= m for l in split.length.tolist()) for m in split.lengths]]
         ties = max(Counter(split.length.tolist()).values())
         assert max(b - a for a, b in zip(below, below[1:])) <= len(split) / n + ties
@@ -171,7 +187,8 @@ def test_padded_lengths_share_the_pairs(text):
 
 class Two(Collectives): devices = 2
 
-@pytest.mark.parametrize("words, given, collectives", [(300, None, Collectives()), (500, "part", Collectives()), (300, None, Two())])
+@pytest.mark.parametrize("words, given, collectives",
+                         [(300, None, Collectives()), (500, "part", Collectives()), (300, None, Two())])
 def test_batches_are_full_and_hold_their_sentences(text, words, given, collectives):
     pairs = text.train
     ids = None if given is None else torch.randperm(len(pairs), generator=seeded(1, "part"))[:700]
@@ -182,7 +199,8 @@ def test_batches_are_full_and_hold_their_sentences(text, words, given, collectiv
         seen = []
         for batch in loader(ids):
             rows, _, length = batch.x.shape
-            assert (rows, length) in shapes and loader.given == rows and rows * length <= words and rows % collectives.devices == 0
+            assert (rows, length) in shapes and loader.given == rows and rows * length <= words
+            assert rows % collectives.devices == 0
             assert batch.y.shape == (rows, length) and int(pairs.length[batch.idx].max()) <= length     # nothing is cut
             whole = pairs.take(batch.idx)
             assert torch.equal(batch.x, whole.x[:, :, :length]) and torch.equal(batch.y, whole.y[:, :length])
@@ -199,7 +217,8 @@ def test_batches_are_full_and_hold_their_sentences(text, words, given, collectiv
 
 def test_batches_of_every_shape_come_in_mixed_order(text):
     lengths = [b.x.shape[2] for b in PairLoader(text.train, 300)(None)]
-    assert set(lengths) == set(text.train.lengths) and lengths != sorted(lengths) and lengths != sorted(lengths, reverse=True)
+    assert set(lengths) == set(text.train.lengths) and lengths != sorted(lengths)
+    assert lengths != sorted(lengths, reverse=True)
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -234,10 +253,13 @@ def test_words_that_make_no_batch(text, devices):
     c = Two() if devices == 2 else Collectives()
     few, many = devices * longest - 1, n * longest + devices * longest
     assert PairLoader(text.train, few + 1, collectives=c).sizes[-1] == devices
-    with pytest.raises(ValueError, match=f"^max_tokens = {few}: must be at least {few + 1}, "): PairLoader(text.train, few, collectives=c)
-    with pytest.raises(ValueError, match=f"^max_tokens = {many}: must be at most {n * longest}, "): PairLoader(text.train, many, collectives=c)
+    with pytest.raises(ValueError, match=f"^max_tokens = {few}: must be at least {few + 1}, "):
+        PairLoader(text.train, few, collectives=c)
+    with pytest.raises(ValueError, match=f"^max_tokens = {many}: must be at most {n * longest}, "):
+        PairLoader(text.train, many, collectives=c)
     for words in (few, many):
-        with pytest.raises(ValueError, match=f"^max_tokens = {words}: "): replace(RECIPE, max_tokens=words).check(text.train, devices)
+        with pytest.raises(ValueError, match=f"^max_tokens = {words}: "):
+            replace(RECIPE, max_tokens=words).check(text.train, devices)
 
 
 # ---- the model
@@ -255,7 +277,8 @@ def written_out(net, source, prefix):
     "Logits [T, V] of one sentence without padding, piece by piece."
     zero = torch.zeros(net.ahead.hidden_size, dtype=torch.float64)
     pieces = net.source.weight[source]
-    ahead, back = lstm_loop(net.ahead, pieces, zero, zero)[0], lstm_loop(net.back, pieces.flip(0), zero, zero)[0].flip(0)
+    ahead = lstm_loop(net.ahead, pieces, zero, zero)[0]
+    back = lstm_loop(net.back, pieces.flip(0), zero, zero)[0].flip(0)
     m = torch.stack([net.memory.weight @ torch.cat([a, b]) + net.memory.bias for a, b in zip(ahead, back)])
     h, c = (net.start.weight @ torch.cat([ahead[-1], back[0]]) + net.start.bias).chunk(2)
     logits = []
@@ -285,9 +308,11 @@ def test_attention_gives_padding_no_weight():
     memory = memory.detach().requires_grad_()
     logits = net.decode(prefix, memory, mask, state)[0]
     assert torch.equal(mask, source != PAD) and not mask.all()
-    other = torch.where(mask[:, :, None], memory, 1e3 * torch.randn(memory.shape, generator=seeded(0, "other"), dtype=torch.float64))
+    other = torch.where(mask[:, :, None], memory,
+                        1e3 * torch.randn(memory.shape, generator=seeded(0, "other"), dtype=torch.float64))
     assert torch.equal(net.decode(prefix, other, mask, state)[0], logits)
-    g, = torch.autograd.grad((logits * torch.randn(logits.shape, generator=seeded(1, "other"), dtype=torch.float64)).sum(), memory)
+    g, = torch.autograd.grad((logits * torch.randn(logits.shape, generator=seeded(1, "other"), dtype=torch.float64))
+                             .sum(), memory)
     assert not g[~mask].any() and (g[mask].abs().sum(-1) > 0).float().mean() > 0.9
 
 
@@ -306,7 +331,8 @@ def test_gradients_are_finite_differences():
                 flat[k] += sign * eps
                 with torch.no_grad(): there.append(float(loss()))
                 flat[k] -= sign * eps
-            assert float(p.grad.view(-1)[k]) == pytest.approx((there[0] - there[1]) / (2 * eps), rel=1e-5, abs=1e-7), f"{name}[{k}]"
+            assert float(p.grad.view(-1)[k]) == pytest.approx((there[0] - there[1]) / (2 * eps), rel=1e-5, abs=1e-7), (
+                f"{name}[{k}]")
         assert p.grad.abs().sum() > 0
 
 
@@ -325,7 +351,8 @@ def test_teacher_forcing_is_decoding_piece_by_piece(text):
 def test_sentence_loss_is_a_loop(smoothing):
     rng = seeded(0, "logits")
     logits = 3 * torch.randn(6, 5, 7, generator=rng, dtype=torch.float64)
-    y = padded([torch.randint(1, 7, (n,), generator=rng) for n in (5, 1, 3, 2, 4)] + [torch.zeros(0, dtype=torch.int64)], 5)
+    y = padded([torch.randint(1, 7, (n,), generator=rng) for n in (5, 1, 3, 2, 4)]
+               + [torch.zeros(0, dtype=torch.int64)], 5)
     losses = sentence_loss(logits, y, smoothing)
     for i in range(5):
         total = n = 0
@@ -346,7 +373,8 @@ def test_corpus_loss_is_the_mean_over_all_pieces(text, talker):
         y = text.dev.y[i][text.dev.y[i] != PAD].long()
         with torch.no_grad(): logp = talker(text.dev.take(torch.tensor([i])).x)[0].double().log_softmax(1)
         total, n = total - float(logp[torch.arange(len(y)), y].sum()), n + len(y)
-    assert corpus_loss(talker, text.dev, max_tokens=200) == pytest.approx(total / n, rel=1e-5) == corpus_loss(talker, text.dev)
+    assert corpus_loss(talker, text.dev, max_tokens=200) == pytest.approx(total / n, rel=1e-5) == corpus_loss(
+        talker, text.dev)
 
 
 # ---- search
@@ -375,10 +403,12 @@ def test_a_wide_beam_is_exhaustive(limit, alpha):
         found = beam_search(net, padded(rows), limit, beam=4 ** limit, alpha=alpha)
         for source, row in zip(rows, found):
             scores = every_translation(net, source, limit, alpha)
-            best = max((s for s in scores if s[-1] == EOS), key=scores.get)                 # one without an end counts where nothing has ended
+            # one without an end counts where nothing has ended
+            best = max((s for s in scores if s[-1] == EOS), key=scores.get)
             assert told(row) == tuple(p for p in best if p != EOS)
             lengths.add(len(best))
-    assert len(lengths) > 1                                                                 # the cases are not all alike
+    # the cases are not all alike
+    assert len(lengths) > 1
 
 
 def test_a_narrow_beam_finds_no_more_and_lengths_count():
@@ -386,12 +416,14 @@ def test_a_narrow_beam_finds_no_more_and_lengths_count():
     shorter = longer = 0
     for seed in range(12):
         net, rows = tiny_net(seed, std=2.5), sentences(4, 7, seed)
-        narrow, plain, long = (beam_search(net, padded(rows), 4, beam, alpha) for beam, alpha in ((1, 0.0), (256, 0.0), (256, 3.0)))
+        narrow, plain, long = (beam_search(net, padded(rows), 4, beam, alpha)
+                               for beam, alpha in ((1, 0.0), (256, 0.0), (256, 3.0)))
         for source, n, p, l in zip(rows, narrow, plain, long):
             scores = every_translation(net, source, 4, 0.0)
             def score(row): return scores[told(row) if len(told(row)) == 4 else (*told(row), EOS)]
             shorter, longer = shorter + len(told(p)), longer + len(told(l))
-            if len(told(n)) == 4: continue                                                  # greedy search came to no end
+            if len(told(n)) == 4:
+                continue                                                  # greedy search came to no end
             assert score(n) <= score(p) + 1e-6
     assert shorter < longer
 
@@ -410,7 +442,8 @@ def test_a_beam_of_one_is_greedy():
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_batches_translate_as_sentences_alone_do(text, talker, beam):
-    for net, rows in ((talker, [r[r != PAD].long() for r in text.dev.x[:20, 0]]), (tiny_net(3, (30, 20), std=1.0, end=1.0), sentences(20, 30))):
+    for net, rows in ((talker, [r[r != PAD].long() for r in text.dev.x[:20, 0]]),
+                      (tiny_net(3, (30, 20), std=1.0, end=1.0), sentences(20, 30))):
         together = beam_search(net, padded(rows), 12, beam)
         for source, row in zip(rows, together): assert told(row) == told(beam_search(net, source[None], 12, beam)[0])
         assert len(set(map(told, together))) > 3
@@ -437,13 +470,15 @@ def test_translations_keep_their_order(text, talker, corpus):
 
 # ---- scores
 
-REFERENCES = ["The cat — a “big” one — sat on the mat.", "¿Qué? Sí, 1,234.5 km²!", "naïve café, déjà vu…", "数字は百です", "½ of it; don't (really) go",
-              "one hundred and five thousand", "A & B <i>x</i> 50%", "Straße über ĐĐ ə ğ ı"] * 4
-WORSE = ["The cat - a big one sat on a mat.", "¿Que? Si, 1,234.5 km!", "naive café, deja vu…", "数字は千です", "½ of that; do not go",
-         "one hundred and five", "A and B x 50 %", ""] * 4
+REFERENCES = ["The cat — a “big” one — sat on the mat.", "¿Qué? Sí, 1,234.5 km²!", "naïve café, déjà vu…", "数字は百です",
+              "½ of it; don't (really) go", "one hundred and five thousand", "A & B <i>x</i> 50%",
+              "Straße über ĐĐ ə ğ ı"] * 4
+WORSE = ["The cat - a big one sat on a mat.", "¿Que? Si, 1,234.5 km!", "naive café, deja vu…", "数字は千です",
+         "½ of that; do not go", "one hundred and five", "A and B x 50 %", ""] * 4
 
 def sacrebleu_says(*arguments):
-    return json.loads(subprocess.run([sys.executable, "-m", "sacrebleu", *map(str, arguments)], check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run([sys.executable, "-m", "sacrebleu", *map(str, arguments)], check=True,
+                                     capture_output=True, text=True).stdout)
 
 @pytest.fixture
 def files(tmp_path):
@@ -465,11 +500,13 @@ def test_paired_bootstrap_is_that_of_sacrebleus_command(files):
     other = [r if k % 3 != 1 else w for k, (r, w) in enumerate(zip(REFERENCES, WORSE))]
     systems = {"half": half, "other": other, "worse": WORSE}
     ours = paired_bootstrap(systems, REFERENCES)
-    theirs = sacrebleu_says(files("ref", REFERENCES), "-i", *(files(k, v) for k, v in systems.items()), "-m", "bleu", "--paired-bs", "-f", "json")
+    theirs = sacrebleu_says(files("ref", REFERENCES), "-i", *(files(k, v) for k, v in systems.items()), "-m", "bleu",
+                            "--paired-bs", "-f", "json")
     assert list(ours.index)[1:] == ["other", "worse"] and len(theirs) == 3
     for (_, row), there in zip(ours.iterrows(), theirs):
         assert (row.bleu, row.interval) == pytest.approx((there["BLEU"]["score"], there["BLEU"]["ci"]), abs=1e-9)
-        assert np.isnan(row.p) if there["BLEU"]["p_value"] is None else row.p == pytest.approx(there["BLEU"]["p_value"], abs=1e-12)
+        assert (np.isnan(row.p) if there["BLEU"]["p_value"] is None
+                else row.p == pytest.approx(there["BLEU"]["p_value"], abs=1e-12))
     assert np.isnan(ours.p.iloc[0]) and ours.p["worse"] < 0.01 < 0.05 < ours.p["other"]
 
 
@@ -477,7 +514,8 @@ def test_a_copy_of_the_baseline_is_no_improvement():
     "sacrebleu's own p would be the smallest there is."
     test = paired_bootstrap({"a": WORSE, "copy": list(WORSE), "right": REFERENCES}, REFERENCES, samples=200)
     assert test.p["copy"] == 1 and test.p["right"] == pytest.approx(1 / 201) and test.bleu["copy"] == test.bleu.iloc[0]
-    with pytest.raises(ValueError, match=r"^systems = \['a'\]: must be two or more"): paired_bootstrap({"a": WORSE}, REFERENCES)
+    with pytest.raises(ValueError, match=r"^systems = \['a'\]: must be two or more"):
+        paired_bootstrap({"a": WORSE}, REFERENCES)
 
 
 # ---- how alike languages are
@@ -495,10 +533,13 @@ def test_similarity_is_a_nested_loop(corpus, n, top):
     sides = {l: [s for s, k in zip(corpus.train.source, corpus.train.lang) if k == i] for i, l in enumerate(NUMBERS)}
     grams, table = {l: counted_ngrams(s, n, top)[1] for l, s in sides.items()}, similarity(corpus.train, n, top)
     assert ngrams(sides["az"], n, top) == grams["az"]
-    for a, b in itertools.product(NUMBERS, repeat=2): assert table.loc[a, b] == pytest.approx(sum(g in grams[b] for g in grams[a]) / len(grams[a]))
-    if top == 60:                                                                           # the most frequent, not the rarest
+    for a, b in itertools.product(NUMBERS, repeat=2):
+        assert table.loc[a, b] == pytest.approx(sum(g in grams[b] for g in grams[a]) / len(grams[a]))
+    # the most frequent, not the rarest
+    if top == 60:
         counts = counted_ngrams(sides["tr"], 4, 0)[0]
-        assert min(counts[g] for g in ngrams(sides["tr"], 4, 60)) >= max(c for g, c in counts.items() if g not in grams["tr"])
+        assert (min(counts[g] for g in ngrams(sides["tr"], 4, 60)) >= max(c for g, c in counts.items()
+                                                                          if g not in grams["tr"]))
 
 
 @pytest.mark.parametrize("lang", ["az", "be", "sk"])
@@ -521,7 +562,8 @@ def synthetic(present, copies=None):
     return Pairs(x, y, lang, target, torch.arange(n), NUMBERS[:present.shape[1]], (6, 6), 1)
 
 def task_of(pairs, model=None, batch=6, **kw):
-    return Task(model or Seq2Seq(pairs.vocab, 2, 2, 0.0), pairs, prepare=lambda x: x, loss_fn=sentence_loss, dev_batch_size=batch, **kw)
+    return Task(model or Seq2Seq(pairs.vocab, 2, 2, 0.0), pairs, prepare=lambda x: x, loss_fn=sentence_loss,
+                dev_batch_size=batch, **kw)
 
 def random_present(t, n, seed=0):
     present = torch.rand(t, n, generator=seeded(seed, "present")) < 0.5
@@ -544,7 +586,8 @@ def test_target_conditioned_by_hand():
     present, similar = random_present(60, 5), torch.tensor([0.8, 1.0, 0.35, 0.1, 0.79], dtype=torch.float64)
     for tau in (2.0, 0.3, 0.05, 0.001):
         p = target_conditioned(similar, present, tau).exp()
-        assert torch.allclose(p, by_hand(similar.tolist(), present, tau), rtol=1e-10, atol=1e-14) and not p[~present].any()
+        assert torch.allclose(p, by_hand(similar.tolist(), present, tau), rtol=1e-10, atol=1e-14)
+        assert not p[~present].any()
     hard = target_conditioned(similar, present, 0.0).exp()
     for row, there in zip(hard.tolist(), present.tolist()):
         best = max((s, i) for i, (s, t) in enumerate(zip(similar.tolist(), there)) if t)[1]
@@ -555,14 +598,19 @@ def test_target_conditioned_by_hand():
 
 def test_a_sentence_without_a_language_is_refused():
     present = torch.tensor([[True, False], [False, False], [False, True]])
-    for call in (lambda: masked_log_softmax(torch.zeros(3, 2), present), lambda: target_conditioned(torch.tensor([1.0, 0.5]), present, 0.1),
-                 lambda: target_conditioned(torch.tensor([1.0, 0.5]), present, 0.0), lambda: LanguageScorer(2)(present)):
-        with pytest.raises(ValueError, match=r"^present: row 1 has no language; every target sentence must have a source$"): call()
+    for call in (lambda: masked_log_softmax(torch.zeros(3, 2), present),
+                 lambda: target_conditioned(torch.tensor([1.0, 0.5]), present, 0.1),
+                 lambda: target_conditioned(torch.tensor([1.0, 0.5]), present, 0.0),
+                 lambda: LanguageScorer(2)(present)):
+        with pytest.raises(ValueError,
+                           match=r"^present: row 1 has no language; every target sentence must have a source$"):
+            call()
 
 
-@pytest.mark.parametrize("make, tau", [(lambda b: LanguageSampler(b), None), (lambda b: TCS(ALIKE, 0.2, b), 0.2), (lambda b: TCS(ALIKE, 0.001, b), 0.001)])
+@pytest.mark.parametrize("make, tau", [(lambda b: LanguageSampler(b), None), (lambda b: TCS(ALIKE, 0.2, b), 0.2),
+                                       (lambda b: TCS(ALIKE, 0.001, b), 0.001)])
 def test_a_million_draws_have_their_probabilities(make, tau):
-    "For each set of languages that a target has: 5 standard deviations at most, and never a language that is not there."
+    "For each set of languages that a target has: at most 5 standard deviations, and none that is not there."
     present = random_present(50_000, 4)
     pairs = synthetic(present)
     sampler, code = make(len(present)).bind(task_of(pairs)), present.long() @ (2 ** torch.arange(4))
@@ -576,14 +624,16 @@ def test_a_million_draws_have_their_probabilities(make, tau):
     for c in range(1, 16):
         there, n = torch.tensor([[bool(c >> i & 1) for i in range(4)]]), int(counts[c].sum())
         p = by_hand(list(ALIKE.values()) if tau else [0.0] * 4, there, tau or 1.0)[0]
-        for i in range(4): assert abs(int(counts[c, i]) - n * float(p[i])) <= 5 * math.sqrt(n * float(p[i] * (1 - p[i]))) + 1e-9
+        for i in range(4):
+            assert abs(int(counts[c, i]) - n * float(p[i])) <= 5 * math.sqrt(n * float(p[i] * (1 - p[i]))) + 1e-9
     exact = by_hand(list(ALIKE.values()) if tau else [0.0] * 4, present, tau or 1.0).mean(0)
     assert torch.allclose(sampler.share.double(), exact, atol=1e-6)
 
 
 def test_gumbel_noise_is_finite_and_gumbel():
     noise = gumbel((200_000,), seeded(0, "noise"))
-    assert noise.isfinite().all() and float(noise.mean()) == pytest.approx(0.5772, abs=0.02) and float(noise.var()) == pytest.approx(math.pi ** 2 / 6, rel=0.03)
+    assert noise.isfinite().all() and float(noise.mean()) == pytest.approx(0.5772, abs=0.02)
+    assert float(noise.var()) == pytest.approx(math.pi ** 2 / 6, rel=0.03)
 
 
 def test_several_sources_of_a_target_in_one_language_come_alike():
@@ -614,15 +664,17 @@ def test_a_block_has_at_most_all_targets(text, alike):
     for block in (n, n + 1, 10 * n):
         for make in (LanguageSampler, lambda b: TCS(alike.loc["az"], 0.1, b), lambda b: LanguageDDS("az", b)):
             sampler = make(block).bind(task_of(text.train))
-            assert sampler.fewest() == n and text.train.target[sampler.epoch(0)].sort().values.tolist() == list(range(n))
+            assert sampler.fewest() == n
+            assert text.train.target[sampler.epoch(0)].sort().values.tolist() == list(range(n))
 
 
 def test_an_unfinished_translation_counts_only_where_nothing_ended():
-    "A network that likes to go on: among five beams an ended one is taken, if there is one; with a limit of one piece there may be none."
+    "A network that likes to go on: of five beams an ended one is taken, if there is one; within one piece may be none."
     net, rows = tiny_net(0, std=1.0, end=-3), padded(sentences(12, 7, 0))
     for limit in (2, 6):
         with torch.no_grad(): wide, narrow = (beam_search(net, rows, limit, beam) for beam in (64, 1))
-        assert all(len(told(r)) < limit for r in wide)                                      # 64 beams hold the one that ends at once
+        # 64 beams hold the one that ends at once
+        assert all(len(told(r)) < limit for r in wide)
         assert any(len(told(r)) == limit for r in narrow)
 
 
@@ -636,8 +688,10 @@ def test_gradients_that_are_not_finite_are_left_out(text):
 
 
 def test_a_translation_for_each_reference():
-    with pytest.raises(ValueError, match="translations: has 1 sentences, references 2"): translation_scores(["x"], ["x", "y"])
-    with pytest.raises(ValueError, match="b: has 1 sentences, references 2"): paired_bootstrap({"a": ["x", "y"], "b": ["x"]}, ["x", "y"])
+    with pytest.raises(ValueError, match="translations: has 1 sentences, references 2"):
+        translation_scores(["x"], ["x", "y"])
+    with pytest.raises(ValueError, match="b: has 1 sentences, references 2"):
+        paired_bootstrap({"a": ["x", "y"], "b": ["x"]}, ["x", "y"])
 
 
 def test_test_translations_come_back(text, tmp_path):
@@ -653,7 +707,8 @@ def test_test_translations_come_back(text, tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda: LanguageSampler(130), lambda: TCS(ALIKE, 0.3, 130),
-                                  lambda: LanguageDDS("az", 130, updates=3, batch=8, batches=1, lr=0.01, start=TCS(ALIKE, 0.3, 130))])
+                                  lambda: LanguageDDS("az", 130, updates=3, batch=8, batches=1, lr=0.01,
+                                                      start=TCS(ALIKE, 0.3, 130))])
 def test_samplers_resume(make):
     pairs = synthetic(random_present(300, 4))
     whole, fresh = make().bind(task_of(pairs, seed=5)), make().bind(task_of(pairs, seed=5))
@@ -701,7 +756,8 @@ def test_rewards_are_explicit_gradients(text, reward):
     model = seed_weights(Seq2Seq(pairs.vocab, 4, 5, 0.4).double(), 0, 0.3).train()
     sel, batches = bind_dds(pairs, model, reward=reward)
     sel.epoch(0)
-    assert not batches and sel.rewards.isnan().all() and sel.task.passes == 0               # nothing is learned before the first block
+    # nothing is learned before the first block
+    assert not batches and sel.rewards.isnan().all() and sel.task.passes == 0
     size, per = sum(p.numel() for p in model.parameters()), 2
     memory = torch.zeros(8, size, dtype=torch.float64)
     for e in (1, 2):
@@ -710,7 +766,8 @@ def test_rewards_are_explicit_gradients(text, reward):
         assert all(torch.equal(p, before[k]) for k, p in model.state_dict().items()) and len(batches) == 8 * per
         ref = copy.deepcopy(model).eval()
         for k, batch in enumerate(batches):
-            assert (pairs.lang[pairs.positions(batch.idx)] == k // per).all() and len(batch.idx) == 6 and batch.x.shape[2] in pairs.lengths
+            assert (pairs.lang[pairs.positions(batch.idx)] == k // per).all()
+            assert len(batch.idx) == 6 and batch.x.shape[2] in pairs.lengths
             total = torch.zeros(size, dtype=torch.float64)
             for i in pairs.positions(batch.idx).tolist():
                 y, n = pairs.y[i][pairs.y[i] != PAD].long(), int(pairs.length[i])
@@ -739,7 +796,8 @@ def written_scores(weights, present):
 
 
 def test_the_scorers_update_is_a_loop(text):
-    sel, _ = bind_dds(whole_pairs(text), seed_weights(Seq2Seq(text.train.vocab, 4, 5, 0.0), 0, 0.3), scale=0.5, updates=5)
+    sel, _ = bind_dds(whole_pairs(text), seed_weights(Seq2Seq(text.train.vocab, 4, 5, 0.0), 0, 0.3),
+                      scale=0.5, updates=5)
     sel.scorer.double()
     start_momentum(sel.opt)
     weights = [p.detach().clone().requires_grad_() for p in sel.scorer.parameters()]
@@ -754,10 +812,13 @@ def test_the_scorers_update_is_a_loop(text):
         for present in asked[:5]:
             assert present.any(1).all()
             opt.zero_grad()
-            (-sum(0.5 * r[i] * logp for row in present.tolist() for i, logp in written_scores(weights, row).items()) / 10).backward()
+            (-sum(0.5 * r[i] * logp for row in present.tolist() for i, logp in written_scores(weights, row).items())
+             / 10).backward()
             opt.step()
-        for mine, theirs in zip(sel.scorer.parameters(), weights): assert torch.allclose(mine, theirs, rtol=0, atol=1e-9)
-    moved = LanguageDDS("az", block=40).bind(sel.task).scorer.parameters()                  # the same seed: where it began
+        for mine, theirs in zip(sel.scorer.parameters(), weights):
+            assert torch.allclose(mine, theirs, rtol=0, atol=1e-9)
+    # the same seed: where it began
+    moved = LanguageDDS("az", block=40).bind(sel.task).scorer.parameters()
     assert all((a.double() - b).abs().max() > 1e-3 for a, b in zip(moved, weights))
 
 
@@ -792,18 +853,21 @@ def chances(sel, *rows): return sel.scorer(torch.tensor(rows, dtype=torch.bool))
 @pytest.mark.parametrize("reward", ["dot", "cosine"])
 def test_a_language_that_agrees_gains(reward):
     "az is S; tr's gradient points its way, be's the other way, ru's across."
-    sel = given_gradients(random_present(200, 4), [[1.0, 0, 0], [1.0, 0.2, 0], [-1.0, 0, 0.1], [0, 1.0, 1.0]], lr=1e-2, updates=40, reward=reward)
+    sel = given_gradients(random_present(200, 4), [[1.0, 0, 0], [1.0, 0.2, 0], [-1.0, 0, 0.1], [0, 1.0, 1.0]], lr=1e-2,
+                          updates=40, reward=reward)
     rows = [1, 1, 1, 1], [0, 1, 1, 0], [0, 1, 0, 1]
     was = chances(sel, *rows)
     for e in range(4): sel.epoch(e)
     now = chances(sel, *rows)
-    assert now[0, 1] > was[0, 1] and now[0, 2] < was[0, 2] and now[1, 1] > was[1, 1] + 0.2 and now[1, 2] < was[1, 2] - 0.2 and now[2, 1] > was[2, 1]
+    assert now[0, 1] > was[0, 1] and now[0, 2] < was[0, 2] and now[1, 1] > was[1, 1] + 0.2
+    assert now[1, 2] < was[1, 2] - 0.2 and now[2, 1] > was[2, 1]
     assert sel.rewards[2] < 0 and abs(sel.rewards[3]) < 1e-6
     assert sel.share[1] > sel.share[2]
 
 
 def test_the_fixed_point_of_positive_rewards():
-    sel = given_gradients(torch.ones(150, 3, dtype=torch.bool), [[1.0, 0], [0.5, 2.0], [0.25, 1.0]], lr=5e-3, updates=400, batch=16, reward="dot", averages=(0.0, 1.0))
+    sel = given_gradients(torch.ones(150, 3, dtype=torch.bool), [[1.0, 0], [0.5, 2.0], [0.25, 1.0]], lr=5e-3,
+                          updates=400, batch=16, reward="dot", averages=(0.0, 1.0))
     for e in range(3): sel.epoch(e)
     assert chances(sel, [1, 1, 1])[0].tolist() == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=0.02)
 
@@ -857,7 +921,9 @@ def test_tcs_dds_begins_as_tcs(text, alike):
     task = task_of(text.train)
     start = TCS(alike.loc["az"], 0.1, 50)
     sel = LanguageDDS("az", block=50, start=start).bind(task)
-    with torch.no_grad(): assert (sel.log_probabilities(sel.present).exp() - start.log_probabilities(sel.present).exp()).abs().max() < 1e-3
+    with torch.no_grad():
+        assert (sel.log_probabilities(sel.present).exp()
+                - start.log_probabilities(sel.present).exp()).abs().max() < 1e-3
     with pytest.warns(UserWarning, match=r"^rounds = 1: the scorer is still "):
         imitate(LanguageScorer(8), start.log_probabilities, sel.present, tolerance=1e-9, rounds=1)
 
@@ -867,8 +933,9 @@ def test_tcs_dds_begins_as_tcs(text, alike):
 def methods(alike):
     tcs = TCS(alike.loc["az"], 0.1, 120)
     dds = dict(block=120, updates=5, batch=20, lr=0.01, batches=1)
-    return {"uniform": Uniform(), "related": Languages(("az", "tr")), "spcl": SPCL(), "even": LanguageSampler(120), "tcs": TCS(alike.loc["az"], 0.1, 120),
-            "dds": LanguageDDS("az", reward="dot", **dds), "dds, projected": LanguageDDS("az", projection=256, **dds), "tcs+dds": LanguageDDS("az", start=tcs, **dds)}
+    return {"uniform": Uniform(), "related": Languages(("az", "tr")), "spcl": SPCL(), "even": LanguageSampler(120),
+            "tcs": TCS(alike.loc["az"], 0.1, 120), "dds": LanguageDDS("az", reward="dot", **dds),
+            "dds, projected": LanguageDDS("az", projection=256, **dds), "tcs+dds": LanguageDDS("az", start=tcs, **dds)}
 
 NAMES = list(methods(pd.DataFrame(0.5, NUMBERS, NUMBERS)))
 
@@ -892,7 +959,8 @@ def test_every_method_trains_and_keeps_records(name, text, corpus, alike, tmp_pa
     assert len(p) == (8 if name in NAMES[3:] else 0) and len(reward) == (8 if "dds" in name else 0)
     if p: assert np.allclose(train[p].sum(axis=1), 1, atol=1e-5) and (train[p] > 0).all(axis=None)
     if reward:
-        assert training.epochs_begun >= 3 and train[reward].iloc[0].isna().all() and train[reward].iloc[-1].notna().all()
+        assert training.epochs_begun >= 3 and train[reward].iloc[0].isna().all()
+        assert train[reward].iloc[-1].notna().all()
         if name != "dds": assert train["reward/az"].iloc[-1] == pytest.approx(1)
         assert training.selector.task.passes == (training.epochs_begun - 1) * 8 * training.loader.batch_size
     assert training.examples_seen == sum(c.sum() for c in shown)
@@ -903,14 +971,17 @@ def test_every_method_trains_and_keeps_records(name, text, corpus, alike, tmp_pa
     def logged(split, m): return scores[(scores.split == split) & (scores.step == 24) & (scores.name == m)].value.item()
     lines = (tmp_path / "translations.txt").read_bytes().decode().split("\n")
     assert len(lines) == corpus.test.n + 1 and lines[-1] == ""
-    assert translation_scores(lines[:-1], corpus.test.target) == pytest.approx({"bleu": logged("test", "bleu"), "chrf": logged("test", "chrf")})
+    assert (translation_scores(lines[:-1], corpus.test.target)
+            == pytest.approx({"bleu": logged("test", "bleu"), "chrf": logged("test", "chrf")}))
     greedy = translate(training.model, corpus.dev.source, text.source, text.target, 2 * text.train.lengths[-1], 1)
-    assert translation_scores(greedy, corpus.dev.target)["chrf"] == pytest.approx(logged("dev", "chrf")) and logged("dev", "chrf") > 0
+    assert translation_scores(greedy, corpus.dev.target)["chrf"] == pytest.approx(logged("dev", "chrf"))
+    assert logged("dev", "chrf") > 0
     assert logged("dev", "perplexity") == pytest.approx(math.exp(logged("dev", "loss")))
 
     table = pd.read_parquet(tmp_path / "examples.parquet")
     assert table.id.tolist() == list(range(corpus.train.n)) and table.presentations.sum() == training.examples_seen
-    assert table.language.tolist() == [NUMBERS[l] for l in corpus.train.lang] and table.source_text.tolist() == corpus.train.source
+    assert table.language.tolist() == [NUMBERS[l] for l in corpus.train.lang]
+    assert table.source_text.tolist() == corpus.train.source
     assert table.target_text.tolist() == corpus.train.target and table.target.tolist() == text.train.target.tolist()
     assert np.bincount(corpus.train.lang, table.presentations, 8).tolist() == sum(shown).tolist()
     if name == "spcl": assert (table.weight_mean == 0).any() and table.weight_mean.max() > 1
@@ -925,20 +996,26 @@ def test_a_resume_equals_the_undisturbed_training(text, alike, tmp_path):
             self.calls += 1
             if self.calls == 19: raise KeyboardInterrupt
             super().apply(*a)
-    def run(folder, **kw): return fit(RECIPE, text, methods(alike)["tcs+dds"], seed=3, folder=tmp_path / folder, kind=Translation, **kw)
+    def run(folder, **kw):
+        return fit(RECIPE, text, methods(alike)["tcs+dds"], seed=3, folder=tmp_path / folder, kind=Translation, **kw)
     whole = run("whole")
     with pytest.raises(KeyboardInterrupt): run("cut", backend=Cut())
-    assert Checkpoints(tmp_path / "cut" / "checkpoints").load()["step"] == 16 and not (tmp_path / "cut" / "examples.parquet").exists()
+    assert Checkpoints(tmp_path / "cut" / "checkpoints").load()["step"] == 16
+    assert not (tmp_path / "cut" / "examples.parquet").exists()
     resumed = run("cut")
     assert resumed.steps_done == whole.steps_done == 24 and resumed.examples_seen == whole.examples_seen
     for part in ("model", "ema", "selector"):
         a, b = (getattr(t, part).state_dict() for t in (whole, resumed))
-        assert a.keys() == b.keys() and all(torch.equal(t.nan_to_num(), b[k].nan_to_num()) for k, t in a.items() if isinstance(t, torch.Tensor))
-    assert all(torch.equal(a, b) for a, b in zip(whole.selector.opt.state_dict()["state"][0].values(), resumed.selector.opt.state_dict()["state"][0].values()))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(t.nan_to_num(), b[k].nan_to_num()) for k, t in a.items() if isinstance(t, torch.Tensor))
+    assert all(torch.equal(a, b) for a, b in zip(whole.selector.opt.state_dict()["state"][0].values(),
+                                                 resumed.selector.opt.state_dict()["state"][0].values()))
     for name in ("metrics", "examples"):
-        a, b = (pd.read_parquet(tmp_path / f / f"{name}.parquet").drop(columns="seconds", errors="ignore") for f in ("whole", "cut"))
+        a, b = (pd.read_parquet(tmp_path / f / f"{name}.parquet").drop(columns="seconds", errors="ignore")
+                for f in ("whole", "cut"))
         pd.testing.assert_frame_equal(a, b, check_exact=True)
-    assert (tmp_path / "whole" / "translations.txt").read_bytes() == (tmp_path / "cut" / "translations.txt").read_bytes()
+    assert ((tmp_path / "whole" / "translations.txt").read_bytes() == (tmp_path / "cut" / "translations.txt")
+            .read_bytes())
 
 
 def test_records_see_the_worst_piece(text):
@@ -954,7 +1031,8 @@ def test_records_see_the_worst_piece(text):
         for i in range(30):
             n = int((batch.y[i] != PAD).sum())
             correct.append(float(all(int(logits[i, t].argmax()) == batch.y[i, t] for t in range(n))))
-            margins.append(min(float(logits[i, t, batch.y[i, t]] - max(v for k, v in enumerate(logits[i, t].tolist()) if k != batch.y[i, t])) for t in range(n)))
+            margins.append(min(float(logits[i, t, batch.y[i, t]] - max(v for k, v in enumerate(logits[i, t].tolist())
+                                                                       if k != batch.y[i, t])) for t in range(n)))
         assert training.dynamics.column("correct")[:30].tolist() == correct and 0 < sum(correct) < 30
         assert training.dynamics.column("margin")[:30].tolist() == pytest.approx(margins, abs=1e-5)
         forgotten = (right.bool() & ~torch.tensor(correct).bool()).float() + (forgotten if time else 0)
@@ -964,33 +1042,48 @@ def test_records_see_the_worst_piece(text):
 
 
 def test_label_smoothing_and_averages_reach_the_training(text):
-    plain, smooth = (fit(replace(RECIPE, steps=6, ema_decay=0.9, label_smoothing=s, eval_every=6), text, kind=Translation) for s in (0.0, 0.1))
+    plain, smooth = (fit(replace(RECIPE, steps=6, ema_decay=0.9, label_smoothing=s, eval_every=6), text,
+                         kind=Translation) for s in (0.0, 0.1))
     assert not torch.equal(next(plain.model.parameters()), next(smooth.model.parameters()))
     log = plain.log.frame()
     loss = log[(log.split == "dev") & (log.name == "loss")].value.item()
-    assert loss == pytest.approx(corpus_loss(plain.ema.model, text.dev)) != pytest.approx(corpus_loss(plain.model, text.dev))
+    assert loss == pytest.approx(corpus_loss(plain.ema.model,
+                                             text.dev)) != pytest.approx(corpus_loss(plain.model, text.dev))
 
 
 # ---- settings
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: LanguageSampler(0), "block = 0: must be above 0"), (lambda: LanguageSampler(2.5), "block = 2.5: must be of type int"),
-    (lambda: TCS({}, -0.1), "tau = -0.1: must be 0 or more"), (lambda: TCS({}, float("nan")), "tau = nan: must be finite"),
+    (lambda: LanguageSampler(0), "block = 0: must be above 0"),
+    (lambda: LanguageSampler(2.5), "block = 2.5: must be of type int"),
+    (lambda: TCS({}, -0.1), "tau = -0.1: must be 0 or more"),
+    (lambda: TCS({}, float("nan")), "tau = nan: must be finite"),
     (lambda: TCS({}, 0.1, -3), "block = -3: must be above 0"),
-    (lambda: LanguageDDS("az", block=0), "block = 0: must be above 0"), (lambda: LanguageDDS("az", updates=0), "updates = 0: must be above 0"),
-    (lambda: LanguageDDS("az", batch=-1), "batch = -1: must be above 0"), (lambda: LanguageDDS("az", batches=1.5), "batches = 1.5: must be of type int"),
-    (lambda: LanguageDDS("az", lr=0.0), "lr = 0.0: must be above 0"), (lambda: LanguageDDS("az", scale=-0.01), "scale = -0.01: must be above 0"),
+    (lambda: LanguageDDS("az", block=0), "block = 0: must be above 0"),
+    (lambda: LanguageDDS("az", updates=0), "updates = 0: must be above 0"),
+    (lambda: LanguageDDS("az", batch=-1), "batch = -1: must be above 0"),
+    (lambda: LanguageDDS("az", batches=1.5), "batches = 1.5: must be of type int"),
+    (lambda: LanguageDDS("az", lr=0.0), "lr = 0.0: must be above 0"),
+    (lambda: LanguageDDS("az", scale=-0.01), "scale = -0.01: must be above 0"),
     (lambda: LanguageDDS("az", projection=-1), "projection = -1: must be 0 or more"),
     (lambda: LanguageDDS("az", reward="sideways"), "reward = 'sideways': must be one of dot, cosine"),
-    (lambda: LanguageDDS("az", averages=(0.5,)), "averages = "), (lambda: LanguageDDS("az", averages=(-0.5, 0.5)), "averages = "),
-    (lambda: LanguageDDS("az", averages=(0.5, 0.0)), "averages = "), (lambda: LanguageDDS("az", averages=(0.5, float("nan"))), "averages = "),
-    (lambda: NMTRecipe(source_vocab=0), "source_vocab = 0: must be above 0"), (lambda: NMTRecipe(target_vocab=-8), "target_vocab = -8: must be above 0"),
-    (lambda: NMTRecipe(max_length=-1), "max_length = -1: must be 0 or more"), (lambda: NMTRecipe(max_tokens=0), "max_tokens = 0: must be above 0"),
-    (lambda: NMTRecipe(buckets=0), "buckets = 0: must be above 0"), (lambda: NMTRecipe(embed=0), "embed = 0: must be above 0"),
-    (lambda: NMTRecipe(hidden=1.5), "hidden = 1.5: must be of type int"), (lambda: NMTRecipe(beam=0), "beam = 0: must be above 0"),
-    (lambda: NMTRecipe(dropout=1.0), r"dropout = 1.0: must lie in [0, 1)"), (lambda: NMTRecipe(schedule="linear"), "schedule = 'linear': must be one of"),
+    (lambda: LanguageDDS("az", averages=(0.5,)), "averages = "),
+    (lambda: LanguageDDS("az", averages=(-0.5, 0.5)), "averages = "),
+    (lambda: LanguageDDS("az", averages=(0.5, 0.0)), "averages = "),
+    (lambda: LanguageDDS("az", averages=(0.5, float("nan"))), "averages = "),
+    (lambda: NMTRecipe(source_vocab=0), "source_vocab = 0: must be above 0"),
+    (lambda: NMTRecipe(target_vocab=-8), "target_vocab = -8: must be above 0"),
+    (lambda: NMTRecipe(max_length=-1), "max_length = -1: must be 0 or more"),
+    (lambda: NMTRecipe(max_tokens=0), "max_tokens = 0: must be above 0"),
+    (lambda: NMTRecipe(buckets=0), "buckets = 0: must be above 0"),
+    (lambda: NMTRecipe(embed=0), "embed = 0: must be above 0"),
+    (lambda: NMTRecipe(hidden=1.5), "hidden = 1.5: must be of type int"),
+    (lambda: NMTRecipe(beam=0), "beam = 0: must be above 0"),
+    (lambda: NMTRecipe(dropout=1.0), r"dropout = 1.0: must lie in [0, 1)"),
+    (lambda: NMTRecipe(schedule="linear"), "schedule = 'linear': must be one of"),
     (lambda: NMTRecipe(feeding="disk"), "feeding = 'disk': must be one of auto, device, host"),
-    (lambda: NMTRecipe(lr=0.0), "lr = 0.0: must be above 0"), (lambda: NMTRecipe(warmup_steps=600), "warmup_steps = 600: must be below steps = 600")])
+    (lambda: NMTRecipe(lr=0.0), "lr = 0.0: must be above 0"),
+    (lambda: NMTRecipe(warmup_steps=600), "warmup_steps = 600: must be below steps = 600")])
 def test_settings_speak(make, words):
     with pytest.raises(ValueError) as e: make()
     assert str(e.value).startswith(words) and "\n" not in str(e.value)
@@ -999,9 +1092,11 @@ def test_settings_speak(make, words):
 @pytest.mark.parametrize("make, words", [
     (lambda: Languages(("az", "rr")), "keep = ('az', 'rr'): "), (lambda: Languages(()), "keep = (): "),
     (lambda: LanguageDDS("azz", 10), "low = 'azz': did you mean 'az'?"),
-    (lambda: TCS({"az": 1.0, "tr": 0.5}, 0.1, 10), "similarity: must have every language; lacks be, ru, pt, es, sk, cs"),
+    (lambda: TCS({"az": 1.0, "tr": 0.5}, 0.1, 10),
+     "similarity: must have every language; lacks be, ru, pt, es, sk, cs"),
     (lambda: LanguageDDS("az", 10, start=TCS({"az": 1.0}, 0.1, 10)), "similarity: must have every language"),
-    (lambda: TCS({l: 1.0 if l != "be" else float("nan") for l in NUMBERS}, 0.1, 10), "similarity of be = nan: must be finite"),
+    (lambda: TCS({l: 1.0 if l != "be" else float("nan") for l in NUMBERS}, 0.1, 10),
+     "similarity of be = nan: must be finite"),
     (lambda: TCS({"az": -1.0}), "similarity of az = -1.0: must be 0 or more")])
 def test_settings_that_do_not_fit_the_data_speak(text, make, words):
     with pytest.raises(ValueError) as e: make().bind(task_of(text.train))
@@ -1009,7 +1104,8 @@ def test_settings_that_do_not_fit_the_data_speak(text, make, words):
 
 
 def test_blocks_below_a_batch_are_refused(text):
-    with pytest.raises(ValueError, match="must not exceed the 3 examples that LanguageSampler visits in its smallest epoch"):
+    with pytest.raises(ValueError,
+                       match="must not exceed the 3 examples that LanguageSampler visits in its smallest epoch"):
         Translation(RECIPE, text, LanguageSampler(3))
 
 
@@ -1029,4 +1125,5 @@ def test_decisions_about_pairs(corpus, tmp_path):
         file.write_text("source,action,label\n3,relabel,tr\n")
         prepare_text(corpus, RECIPE, file)
     lang = full.languages[int(full.lang[0])]
-    with pytest.raises(ValueError, match=f"must leave pairs of {lang}"): prepared([(int(s), "remove") for s in full.ids[full.lang == full.lang[0]]])
+    with pytest.raises(ValueError, match=f"must leave pairs of {lang}"):
+        prepared([(int(s), "remove") for s in full.ids[full.lang == full.lang[0]]])

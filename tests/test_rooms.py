@@ -1,4 +1,5 @@
-"""The architecture: a module imports only modules above it in the table of rooms; lines, modules and cells are short."""
+"""The architecture: a module imports only modules above it
+in the table of rooms; lines, modules and cells are short."""
 import ast
 import json
 import re
@@ -59,7 +60,8 @@ def code_cells(path: Path) -> list:
 
 
 def test_lines_have_at_most_120_columns():
-    texts = {p: re.sub(r"# %% auto #0\n.*?\n\n", "", p.read_text(), flags=re.S) for folder in ("datasel_wb", "tests", "docs") for p in (ROOT / folder).glob("*.py")
+    texts = {p: re.sub(r"# %% auto #0\n.*?\n\n", "", p.read_text(), flags=re.S)
+             for folder in ("datasel_wb", "tests", "docs") for p in (ROOT / folder).glob("*.py")
              if p.name != "_modidx.py"}
     texts |= {p: "\n".join(code_cells(p)) for p in (ROOT / "nbs").glob("*.ipynb")}
     wide = [f"{p.relative_to(ROOT)}: {line.strip()[:60]}..." for p, text in texts.items()
@@ -76,4 +78,5 @@ def test_exported_cells_do_not_grow():
     exported = [c for p in (ROOT / "nbs").glob("[0-9]*.ipynb") for c in code_cells(p) if c.startswith("#| export")]
     long = sum(c.count("\n") + 1 > 25 for c in exported)
     assert len(exported) > 350 and long <= LONG_CELLS, (
-        f"{long} of {len(exported)} exported cells have more than 25 lines, {LONG_CELLS} are allowed; split the new ones")
+        f"{long} of {len(exported)} exported cells have more than 25 lines, {LONG_CELLS} are allowed; "
+        "split the new ones")

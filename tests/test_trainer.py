@@ -44,7 +44,7 @@ def same(a, b):
 
 
 def test_uniform_equals_a_hand_written_loop(digits):
-    "torch.optim.SGD with its own weight decay, F.cross_entropy with its own mean, 50 steps, augmentation on: bit for bit."
+    "torch.optim.SGD with its own weight decay, F.cross_entropy with its own mean, 50 augmented steps: bit for bit."
     recipe = replace(RECIPE, steps=50, clip_norm=0.0, dropout=0.1)
     augment = Augment(crop=1, mean=digits.train.mean, std=digits.train.std)
     training = Training(recipe, digits, augment=augment, seed=3)
@@ -54,7 +54,8 @@ def test_uniform_equals_a_hand_written_loop(digits):
     model = make_model("tiny_cnn", 10, 1, dropout=0.1, seed=3)
     kernels = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim == 1]
-    opt = torch.optim.SGD([{"params": kernels, "weight_decay": 2e-4}, {"params": rest}], 0.1, momentum=0.9, nesterov=True)
+    opt = torch.optim.SGD([{"params": kernels, "weight_decay": 2e-4}, {"params": rest}], 0.1, momentum=0.9,
+                          nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: recipe.lr_at(t) / 0.1)
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -86,13 +87,15 @@ recipe = Recipe(model="tiny_cnn", steps=240, batch_size=64, log_every=7, eval_ev
 data = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.3))
 augment = Augment(crop=1, cutout=2, mean=data.train.mean, std=data.train.std)
 print("ready", flush=True)
-fit(recipe, data, DDS(Scorer.like(recipe.build(data.train, 9), clip=2.0), lr=0.01, momentum=0.5, baseline="moving"), folder=sys.argv[1], augment=augment)
+dds = DDS(Scorer.like(recipe.build(data.train, 9), clip=2.0), lr=0.01, momentum=0.5, baseline="moving")
+fit(recipe, data, dds, folder=sys.argv[1], augment=augment)
 """
 
 
 def start(folder):
     env = os.environ | {"OMP_NUM_THREADS": "1", "DATASEL_LOG_SECONDS": "60"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, env=env,
+                               start_new_session=True)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -127,7 +130,8 @@ def test_killed_three_times_equals_uninterrupted(whole, tmp_path):
         process = start(tmp_path / "killed")
         manifest = tmp_path / "killed" / "checkpoints" / "checkpoints.json"
         before = manifest.read_text() if manifest.exists() else ""
-        while kills < 3 and process.poll() is None and (not manifest.exists() or manifest.read_text() == before): time.sleep(0.005)
+        while kills < 3 and process.poll() is None and (not manifest.exists() or manifest.read_text() == before):
+            time.sleep(0.005)
         if kills == 3: break
         time.sleep(rng.uniform(0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
@@ -167,7 +171,8 @@ def test_full_disk_at_the_end_of_a_fit(tmp_path, digits, small_files, monkeypatc
     monkeypatch.setattr("datasel_wb.report.MetricLog.save", lambda self: None)
     fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "whole")         # what the loop loads lazily is there
     small_files()
-    with pytest.raises(OSError, match="cannot save step-00000015.pt"): fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "full")
+    with pytest.raises(OSError, match="cannot save step-00000015.pt"):
+        fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "full")
     assert not (tmp_path / "full" / "examples.parquet").exists()
     step = Training.step
     def failing(self):
@@ -183,14 +188,16 @@ import errno, resource, sys, torch
 from datasel_wb.checkpoints import Checkpoints
 saved, done, failed = Checkpoints(sys.argv[1], keep=50), [], 0
 for step in range(1, 60):                                    # until the disk is full, and on
-    if sys.argv[2:] and step == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    if sys.argv[2:] and step == 5:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
         saved.save({"step": step, "w": torch.zeros(5_000 if failed < 3 else 100)}, step)
         saved.wait()
     except OSError as e:
         failed += e.errno in (errno.ENOSPC, errno.EFBIG)
         there = Checkpoints(sys.argv[1], write=False)
-        assert [e["step"] for e in there.manifest["saved"]] == done and all(there.read(e)["step"] == e["step"] for e in there.manifest["saved"])
+        assert [e["step"] for e in there.manifest["saved"]] == done
+        assert all(there.read(e)["step"] == e["step"] for e in there.manifest["saved"])
     else: done.append(step)
 print(failed, len(done), Checkpoints(sys.argv[1]).load()["step"] == done[-1])
 """
@@ -202,7 +209,8 @@ def test_a_disk_that_is_really_full(tmp_path, size):
     inside = f'mount -t tmpfs -o size={size}k none {tmp_path} && exec {sys.executable} -c "$1" {tmp_path}'
     command = ["unshare", "-rm", "sh", "-c", inside, "sh", FILLS]
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        command = [sys.executable, "-c", FILLS, tmp_path, "limit"]           # nothing may be mounted here: files of a limited size
+        # nothing may be mounted here: files of a limited size
+        command = [sys.executable, "-c", FILLS, tmp_path, "limit"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     failed, kept, last = done.stdout.split()
@@ -253,7 +261,8 @@ def test_killed_while_writing(tmp_path):
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "ready\n"
-        newest = lambda: max((entry["step"] for entry in (Checkpoints(tmp_path, write=False).manifest or {}).get("saved", [])), default=0)
+        newest = lambda: max((entry["step"] for entry in (Checkpoints(tmp_path, write=False).manifest or {})
+                              .get("saved", [])), default=0)
         while newest() <= reached: time.sleep(0.01)                              # a busy machine takes its time
         time.sleep(rng.uniform(0, 0.15))
         process.kill()
@@ -284,12 +293,14 @@ def test_how_many_are_kept(tmp_path, where):
     assert [e["step"] for e in saved.manifest["saved"]] == [5, 6, 7] and saved.manifest["best"]["step"] == 2
     for n, then in ((7, 6), (6, 5)):
         fs.pipe_file(f"{path}/step-0000000{n}.pt", b"damaged")
-        with pytest.warns(UserWarning, match=f"step-0000000{n}.pt is damaged.*going on from the previous one, step {then}"):
+        with pytest.warns(UserWarning,
+                          match=f"step-0000000{n}.pt is damaged.*going on from the previous one, step {then}"):
             assert Checkpoints(folder).load()["step"] == then
     again = Checkpoints(folder, keep=2)
     again.save({"step": 6}, 6)                                                # the training went back to step 5
     again.wait()
-    assert [e["step"] for e in Checkpoints(folder).manifest["saved"]] == [5, 6] and Checkpoints(folder).load()["step"] == 6
+    assert [e["step"] for e in Checkpoints(folder).manifest["saved"]] == [5, 6]
+    assert Checkpoints(folder).load()["step"] == 6
     assert again.read(again.manifest["best"])["step"] == 2
 
 
@@ -322,7 +333,8 @@ def test_an_unwritable_folder_is_refused_before_training(tmp_path, digits, monke
     for folder, said in unwritable(tmp_path):
         with pytest.raises(ValueError, match=said) as e: Checkpoints(folder)
         assert str(e.value).startswith(f"{folder}: ")
-        with pytest.raises(ValueError, match=said): fit(replace(RECIPE, checkpoint_dir=folder), digits, folder=tmp_path / "run" / "a-0")
+        with pytest.raises(ValueError, match=said):
+            fit(replace(RECIPE, checkpoint_dir=folder), digits, folder=tmp_path / "run" / "a-0")
 
 
 def test_checkpoints_elsewhere(tmp_path, digits):
@@ -361,7 +373,8 @@ def test_sigterm_saves_and_the_same_call_goes_on(whole, tmp_path):
     for _ in range(2):
         process = start(tmp_path / "stopped")
         checkpoints = tmp_path / "stopped" / "checkpoints"
-        def manifest(): return (checkpoints / "checkpoints.json").read_text() if (checkpoints / "checkpoints.json").exists() else ""
+        def manifest():
+            return (checkpoints / "checkpoints.json").read_text() if (checkpoints / "checkpoints.json").exists() else ""
         before = manifest()
         while process.poll() is None and manifest() == before: time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.2))
@@ -380,7 +393,9 @@ def test_sigterm_saves_and_the_same_call_goes_on(whole, tmp_path):
 
 class Terminated(Eager):
     "SIGTERM comes in the middle of a step."
-    def __init__(self, at): self.calls, self.at = 0, at; super().__init__("cpu")
+    def __init__(self, at):
+        self.calls, self.at = 0, at
+        super().__init__("cpu")
     def apply(self, *a):
         self.calls += 1
         if self.calls == self.at: os.kill(os.getpid(), signal.SIGTERM)
@@ -396,15 +411,17 @@ def test_sigterm_without_a_folder(digits, capsys):
 
 @pytest.mark.parametrize("at", [10, 15, 25, 60])
 def test_sigterm_and_the_calendar(tmp_path, digits, at, monkeypatch):
-    "Where nothing is due, a save is due, an evaluation was not yet saved, and in the last step: the same end, the same best."
-    monkeypatch.setattr(Training, "evaluate", lambda self: {"dev": {"top1": 100.0 - self.steps_done}})   # best at step 20, saved at 30
+    "Where nothing is due, a save is due, an evaluation is not saved, in the last step: the same end, the same best."
+    # best at step 20, saved at 30
+    monkeypatch.setattr(Training, "evaluate", lambda self: {"dev": {"top1": 100.0 - self.steps_done}})
     with pytest.raises(SystemExit) as end: fit(RECIPE, digits, folder=tmp_path, backend=Terminated(at))
     assert end.value.code == 0 and Checkpoints(tmp_path / "checkpoints").load()["step"] == at
     whole, resumed = fit(RECIPE, digits, folder=tmp_path / "whole"), fit(RECIPE, digits, folder=tmp_path)
     assert same(whole.model.parameters(), resumed.model.parameters()) and whole.best == resumed.best == 80
     pd.testing.assert_frame_equal(*(t.log.frame().drop(columns="seconds") for t in (whole, resumed)))
     a, b = (Checkpoints(f / "checkpoints").manifest for f in (tmp_path / "whole", tmp_path))
-    assert a["best"]["step"] == b["best"]["step"] == 30 and [e["step"] for e in a["saved"]] == [e["step"] for e in b["saved"]] == [45, 60]
+    assert a["best"]["step"] == b["best"]["step"] == 30
+    assert [e["step"] for e in a["saved"]] == [e["step"] for e in b["saved"]] == [45, 60]
 
 
 def test_sigterm_in_another_process_of_the_run(tmp_path, digits, capsys):
@@ -441,8 +458,8 @@ def test_truncated_checkpoint_falls_back_and_says_so(tmp_path, digits):
 
 def broken(data, how):
     "Bytes of a manifest that is damaged in some way."
-    return {"empty": b"", "truncated": data[:len(data) // 2], "no JSON": b"<html>", "no manifest": b"[1, 2]", "no list": b"{}",
-            "no checksums": data.replace(b"sha256", b"md5")}[how]
+    return {"empty": b"", "truncated": data[:len(data) // 2], "no JSON": b"<html>", "no manifest": b"[1, 2]",
+            "no list": b"{}", "no checksums": data.replace(b"sha256", b"md5")}[how]
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "no JSON", "no manifest", "no list", "no checksums"])
@@ -454,14 +471,17 @@ def test_a_damaged_manifest_loses_nothing(tmp_path, digits, how):
     for name in ("examples.parquet", "metrics.parquet"): (tmp_path / "a" / name).unlink()
     manifest.write_bytes(broken(manifest.read_bytes(), how))
     (manifest.parent / "step-00000099.pt").write_bytes(b"half a checkpo")
-    with pytest.warns(UserWarning, match="checkpoints.json cannot be read .*; the checkpoints beside it can: steps .*60"):
+    with pytest.warns(UserWarning,
+                      match="checkpoints.json cannot be read .*; the checkpoints beside it can: steps .*60"):
         found = Checkpoints(manifest.parent, keep=1)
     assert found.manifest["saved"] == before["saved"] and found.manifest["best"] == before["best"]
     with pytest.warns(UserWarning, match="cannot be read"): assert saved_model(tmp_path / "a", RECIPE, digits.train)
-    with pytest.warns(UserWarning, match="cannot be read"): again = fit(replace(RECIPE, keep=1), digits, folder=tmp_path / "a")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        again = fit(replace(RECIPE, keep=1), digits, folder=tmp_path / "a")
     assert again.steps_done == 60 and same(whole.model.parameters(), again.model.parameters())
     for f in manifest.parent.glob("step-*.pt"): f.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"^[^\n]*checkpoints.json cannot be read \(\w+\), and no checkpoint beside it can; delete [^\n]* to start anew$"):
+    with pytest.raises(ValueError, match=r"^[^\n]*checkpoints.json cannot be read \(\w+\), "
+                       r"and no checkpoint beside it can; delete [^\n]* to start anew$"):
         fit(RECIPE, digits, folder=tmp_path / "a")
 
 
@@ -484,7 +504,8 @@ def own(act=torch.nn.ReLU, dropout=0.1):
     "A network of one's own; as initialised by seed 0."
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), act(), torch.nn.Dropout(dropout), torch.nn.Linear(32, 10))
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), act(), torch.nn.Dropout(dropout),
+                                   torch.nn.Linear(32, 10))
 
 
 def test_a_checkpoint_knows_the_network_of_ones_own(tmp_path, digits):
@@ -493,17 +514,23 @@ def test_a_checkpoint_knows_the_network_of_ones_own(tmp_path, digits):
     identity = Checkpoints(tmp_path / "checkpoints").load()["identity"]
     assert identity["model"] == "Sequential" and "ReLU" in identity["structure"]
     assert fit(recipe, digits, folder=tmp_path, model=own()).examples_seen == kept.examples_seen
-    with pytest.raises(ValueError, match=r"another training; 2: ReLU\(\) there, 2: Tanh\(\) here"): fit(recipe, digits, folder=tmp_path, model=own(torch.nn.Tanh))
-    with pytest.raises(ValueError, match=r"3: Dropout\(p=0.1, inplace=False\) there, 3: Dropout\(p=0.5"): fit(recipe, digits, folder=tmp_path, model=own(dropout=0.5))
-    with pytest.raises(ValueError, match="model: 'Sequential' there, 'tiny_cnn' here"): fit(recipe, digits, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"another training; 2: ReLU\(\) there, 2: Tanh\(\) here"):
+        fit(recipe, digits, folder=tmp_path, model=own(torch.nn.Tanh))
+    with pytest.raises(ValueError, match=r"3: Dropout\(p=0.1, inplace=False\) there, 3: Dropout\(p=0.5"):
+        fit(recipe, digits, folder=tmp_path, model=own(dropout=0.5))
+    with pytest.raises(ValueError, match="model: 'Sequential' there, 'tiny_cnn' here"):
+        fit(recipe, digits, folder=tmp_path)
 
 
 def test_saved_model_of_a_network_of_ones_own(tmp_path, digits):
     kept, mine = fit(replace(RECIPE, steps=15), digits, folder=tmp_path, model=own()), own()
     found = saved_model(tmp_path, model=mine)
-    assert same(found.parameters(), kept.ema.model.parameters()) and same(mine.parameters(), own().parameters())   # mine stays as it is
-    with pytest.raises(ValueError, match=r"of another model than Sequential; 2: ReLU\(\) there, 2: Tanh\(\) here"): saved_model(tmp_path, model=own(torch.nn.Tanh))
-    with pytest.raises(ValueError, match="of another model than tiny_cnn; body.0.0.weight is missing there"): saved_model(tmp_path, RECIPE, digits.train)
+    # mine stays as it is
+    assert same(found.parameters(), kept.ema.model.parameters()) and same(mine.parameters(), own().parameters())
+    with pytest.raises(ValueError, match=r"of another model than Sequential; 2: ReLU\(\) there, 2: Tanh\(\) here"):
+        saved_model(tmp_path, model=own(torch.nn.Tanh))
+    with pytest.raises(ValueError, match="of another model than tiny_cnn; body.0.0.weight is missing there"):
+        saved_model(tmp_path, RECIPE, digits.train)
     with pytest.raises(ValueError, match="model = None: must be given, or else recipe and train"): saved_model(tmp_path)
 
 
@@ -512,7 +539,8 @@ def test_checkpoints_of_the_version_before_go_on(tmp_path, digits):
     recipe = replace(RECIPE, steps=30)
     whole = fit(recipe, digits, folder=tmp_path / "whole")
     saved = Checkpoints(tmp_path / "old" / "checkpoints")
-    state = Checkpoints(tmp_path / "whole" / "checkpoints").read(Checkpoints(tmp_path / "whole" / "checkpoints").manifest["saved"][0])
+    state = Checkpoints(tmp_path / "whole" / "checkpoints").read(Checkpoints(tmp_path / "whole" / "checkpoints")
+                                                                 .manifest["saved"][0])
     identity = {("grad_bound" if k == "clip_norm" else k): v for k, v in state["identity"].items() if k != "structure"}
     saved.save(state | {"identity": identity}, state["step"])
     saved.wait()
@@ -540,7 +568,8 @@ def test_killed_after_the_last_checkpoint_still_writes_its_examples(tmp_path, di
 
 def test_checkpoint_of_another_training_or_model_is_refused(tmp_path, digits):
     fit(replace(RECIPE, steps=15), digits, folder=tmp_path)
-    with pytest.raises(ValueError, match="another training; steps: 15 there, 60 here"): fit(RECIPE, digits, folder=tmp_path)
+    with pytest.raises(ValueError, match="another training; steps: 15 there, 60 here"):
+        fit(RECIPE, digits, folder=tmp_path)
     with pytest.raises(ValueError, match="of another model than small_cnn; body.0.0.weight is"):
         saved_model(tmp_path, replace(RECIPE, model="small_cnn"), digits.train)
     with pytest.raises(ValueError, match="has no checkpoints"): saved_model(tmp_path / "nowhere", RECIPE, digits.train)
@@ -566,14 +595,17 @@ def test_a_step_that_is_not_finite_changes_nothing(digits, where):
 
 def test_twenty_skipped_steps_in_a_row_stop_the_run(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(Training, "shape_gradient", lambda self: torch.tensor(float("inf")))
-    with pytest.raises(FloatingPointError, match="not finite in 20 steps in a row, up to step 20"): fit(RECIPE, digits, folder=tmp_path)
+    with pytest.raises(FloatingPointError, match="not finite in 20 steps in a row, up to step 20"):
+        fit(RECIPE, digits, folder=tmp_path)
 
 
 @pytest.mark.parametrize("wrong, said", [
     (dict(steps=0), "steps = 0: must be above 0"), (dict(steps=10.5), "steps = 10.5: must be of type int"),
     (dict(model="wrn"), "model = 'wrn': must be one of"), (dict(lr=0.0), "lr = 0.0: must be above 0"),
-    (dict(warmup_steps=60), "warmup_steps = 60: must be below steps = 60"), (dict(dropout=1.0), r"dropout = 1.0: must lie in \[0, 1\)"),
-    (dict(momentum=0.0), "nesterov = True: needs a momentum"), (dict(nesterov=1), "nesterov = 1: must be of type bool")])
+    (dict(warmup_steps=60), "warmup_steps = 60: must be below steps = 60"),
+    (dict(dropout=1.0), r"dropout = 1.0: must lie in \[0, 1\)"),
+    (dict(momentum=0.0), "nesterov = True: needs a momentum"),
+    (dict(nesterov=1), "nesterov = 1: must be of type bool")])
 def test_settings_speak(wrong, said):
     with pytest.raises(ValueError, match=said): replace(RECIPE, **wrong)
 
@@ -583,11 +615,13 @@ def test_cuda_without_cuda_is_refused():
     with pytest.raises(ValueError, match="device = 'cuda': this machine has no CUDA device"): Eager("cuda")
 
 
-@pytest.mark.parametrize("recipe, processes, kind", [(replace(RECIPE, device="xla"), "1", "xla"), (RECIPE, "2", "torchrun")])
+@pytest.mark.parametrize("recipe, processes, kind",
+                         [(replace(RECIPE, device="xla"), "1", "xla"), (RECIPE, "2", "torchrun")])
 def test_an_engine_that_was_not_imported_is_named(digits, monkeypatch, recipe, processes, kind):
     monkeypatch.delitem(BACKENDS, kind, raising=False)
     monkeypatch.setenv("WORLD_SIZE", processes)
-    with pytest.raises(ValueError, match=f"import datasel_wb.tpu_trainer first, which has the engine for {kind}"): Training(recipe, digits)
+    with pytest.raises(ValueError, match=f"import datasel_wb.tpu_trainer first, which has the engine for {kind}"):
+        Training(recipe, digits)
 
 
 def test_a_batch_larger_than_the_split_is_refused(digits):
@@ -607,7 +641,8 @@ def test_dds_under_bfloat16_autocast_is_resumable(tmp_path, digits):
     saved.save(half.state(), 30)
     saved.wait()
     resumed = fit(recipe, digits, make(), folder=tmp_path)
-    assert same(whole.model.parameters(), resumed.model.parameters()) and same(whole.selector.scorer.parameters(), resumed.selector.scorer.parameters())
+    assert same(whole.model.parameters(), resumed.model.parameters())
+    assert same(whole.selector.scorer.parameters(), resumed.selector.scorer.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -617,20 +652,24 @@ def test_on_cuda_in_bfloat16(digits):
 
 
 def test_checkpoints_are_enough(tmp_path, digits):
-    "The folder is lost, its checkpoints elsewhere are not: the finished training is loaded, its records and table are written again."
+    "The folder is lost, its checkpoints elsewhere are not: the training is loaded, its records are written again."
     recipe = replace(RECIPE, checkpoint_dir=str(tmp_path / "safe"))
     done = fit(recipe, digits, folder=tmp_path / "run" / "uniform-0")
     shutil.rmtree(tmp_path / "run")
     again = fit(recipe, digits, folder=tmp_path / "run" / "uniform-0")
-    assert again.log.frame().equals(done.log.frame()) and {p.name for p in again.log.path.parent.iterdir()} == {"metrics.parquet", "examples.parquet", "tb"}
-    kept = saved_model(tmp_path / "safe" / "run" / "uniform-0", recipe, digits.train)       # the checkpoints' own folder
+    assert again.log.frame().equals(done.log.frame())
+    assert {p.name for p in again.log.path.parent.iterdir()} == {"metrics.parquet", "examples.parquet", "tb"}
+    # the checkpoints' own folder
+    kept = saved_model(tmp_path / "safe" / "run" / "uniform-0", recipe, digits.train)
     assert same(kept.parameters(), again.ema.model.parameters())
 
 
 def test_checkpoints_that_are_not_where_they_were_are_missed(tmp_path, digits):
     fit(replace(RECIPE, steps=15), digits, folder=tmp_path / "run" / "a")
-    with pytest.warns(UserWarning, match="elsewhere/run/a: has no checkpoint, though .* has records of an earlier one; starting anew"):
-        fit(replace(RECIPE, steps=15, checkpoint_dir=str(tmp_path / "elsewhere")), digits, folder=tmp_path / "run" / "a")
+    with pytest.warns(UserWarning, match="elsewhere/run/a: has no checkpoint, though .* has records of an earlier one; "
+                      "starting anew"):
+        fit(replace(RECIPE, steps=15, checkpoint_dir=str(tmp_path / "elsewhere")), digits,
+            folder=tmp_path / "run" / "a")
 
 
 def test_history_stays_where_it_is_kept(tmp_path, digits):
@@ -647,7 +686,8 @@ def test_trace(tmp_path, digits):
     "A profile of three steps for TensorBoard; the weights are those of a training without."
     traced = fit(replace(RECIPE, steps=20, trace=3), digits, folder=tmp_path)
     trace = json.loads(next((tmp_path / "tb").glob("*.pt.trace.json")).read_text())
-    assert sum("conv2d" in e["name"] for e in trace["traceEvents"] if e.get("cat") == "cpu_op") >= 9    # three layers in three steps
+    # three layers in three steps
+    assert sum("conv2d" in e["name"] for e in trace["traceEvents"] if e.get("cat") == "cpu_op") >= 9
     assert same(fit(replace(RECIPE, steps=20), digits).model.parameters(), traced.model.parameters())
 
 
@@ -666,9 +706,12 @@ def everything(training):
 
 def test_timing_changes_nothing(digits):
     "Of the model, its generators, its records, and the user's random state; dropout and batch norm in the network."
-    training = Training(replace(RECIPE, dropout=0.3, history=3), digits, augment=Augment(crop=1, mean=digits.train.mean, std=digits.train.std))
+    training = Training(replace(RECIPE, dropout=0.3, history=3), digits,
+                        augment=Augment(crop=1, mean=digits.train.mean, std=digits.train.std))
     for _ in range(3): training.step()
-    before, grads, global_threads = everything(training), [p.grad.clone() for p in training.params], torch.get_num_threads()
+    before = everything(training)
+    grads = [p.grad.clone() for p in training.params]
+    global_threads = torch.get_num_threads()
     assert 1 <= fastest_threads(training.trial(), 2) <= 2
     assert same(before, everything(training)) and torch.get_num_threads() == global_threads
     assert same(grads, [p.grad for p in training.params])
@@ -694,7 +737,8 @@ def test_a_training_has_its_threads_and_gives_them_back(digits, monkeypatch, two
     found = fit(replace(RECIPE, steps=15), digits)
     assert set(seen) == {1} and found.threads == 1 and torch.get_num_threads() == 2
     log = found.log.frame()
-    assert log[log.name == "threads"].value.eq(1).all() and len(log[log.name == "threads"]) == len(log[log.name == "lr"])
+    assert log[log.name == "threads"].value.eq(1).all()
+    assert len(log[log.name == "threads"]) == len(log[log.name == "lr"])
     seen.clear()
     assert fit(replace(RECIPE, steps=15, threads=2), digits).threads == 2 and set(seen) == {2}
     seen.clear()
@@ -737,7 +781,8 @@ def test_the_number_of_threads_of_one_network_is_one(digits, monkeypatch, two_th
 ])
 def test_fewer_threads_unless_more_save_a_tenth(times, most, best):
     before = torch.get_num_threads()
-    assert fastest_threads(None, most, lambda step: times[torch.get_num_threads()]) == best and torch.get_num_threads() == before
+    assert fastest_threads(None, most, lambda step: times[torch.get_num_threads()]) == best
+    assert torch.get_num_threads() == before
 
 
 def test_a_failing_trial_gives_the_threads_back():
