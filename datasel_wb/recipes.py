@@ -24,7 +24,7 @@ from .loop import Recipe, Training
 from .models import features_and_logits
 from .report import Report
 from .scorer import Scorer
-from .scores import SCORES, grand, last_layer_grad_norm, noise_auroc, rank
+from .scores import SCORES, by_full_set, grand, last_layer_grad_norm, noise_auroc, rank
 from .selectors import RS2, InfoBatch, Prune, Uniform
 from .trainer import fit
 from .weighting import SPCL, BatchWeight, MentorNet
@@ -173,12 +173,13 @@ class CompareRecipe:
 
 # %% ../nbs/11_recipes.ipynb #618b19cb
 def order_of(
-    table: "pd.DataFrame",  # one row per example in the order of ids: presentations, and a column of scores
+    table: "pd.DataFrame",  # one row per example: id, presentations, and a column of scores
     name: str,            # of the score, a key of `SCORES`
-) -> Tensor:              # [n] ids
+) -> Tensor:              # [N] ids
     "Ids from the easy to the hard end of a score. Examples never presented come last, so that pruning keeps them; `ValueError` on other NaN."
     score = SCORES[name] * torch.tensor(table[name].to_numpy(dtype=float))
-    return rank(torch.where(torch.tensor(table.presentations.to_numpy() == 0), torch.inf, score))
+    unseen = torch.tensor(table.presentations.to_numpy() == 0)
+    return rank(torch.where(unseen, torch.inf, score), ids=torch.tensor(by_full_set(table)["id"].to_numpy()))
 
 AT_THE_END = {"last_layer_grad_norm": lambda model, b: last_layer_grad_norm(*features_and_logits(model, b.x)[::-1], b.y), "grand": grand}
 
@@ -187,7 +188,7 @@ def scores_of(training: Training, names=()) -> "pd.DataFrame":
     task, clock = training.selector.task, time.perf_counter()
     late = {k: task.score_all(lambda b: f(training.model, b)) for k, f in AT_THE_END.items() if k in names}
     training.seconds += time.perf_counter() - clock
-    return training.dynamics.table(**late)
+    return training.dynamics.table(**{k: v.cpu()[training.dynamics.ids] for k, v in late.items()})
 
 def _prune(score: str | None):
     "The row of a pruning method: remove the lowest scores, or at random."

@@ -17,7 +17,7 @@ def dds(sees="xy", **kw):
 
 METHODS = {
     "uniform": Uniform,
-    "prune by an order": lambda: Prune(torch.arange(1047).flip(0), remove_n=300, keep_lowest_n=50),
+    "prune by an order": lambda: Prune(DATA.train.ids.flip(0), remove_n=300, keep_lowest_n=50),
     "prune at random": lambda: Prune(remove_n=300),
     "rs2": lambda: RS2(0.3),
     "infobatch": InfoBatch,
