@@ -8,7 +8,7 @@ from datasel_wb.selectors import Uniform
 from datasel_wb.weighting import SPCL
 
 RECIPE = NMTRecipe(steps=60, lr=5e-3, warmup_steps=5, ema_decay=0.9, weight_decay=1e-4, dropout=0.0, source_vocab=80, target_vocab=60, max_length=24,
-                   words=400, buckets=2, embed=8, hidden=16, beam=2, eval_every=30, log_every=30, save_every=10, device="cpu")
+                   max_tokens=400, buckets=2, embed=8, hidden=16, beam=2, eval_every=30, log_every=30, save_every=10, device="cpu")
 ALIKE = {"az": 1.0, "tr": 0.5, "ru": 0.2, "cs": 0.3}
 
 with warnings.catch_warnings(action="ignore"):   # long pairs are left out
