@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIGN', 'RULES', 'Batch', 'per_example_loss', 'evaluating', 'align', 'seeded', 'Collectives', 'start_momentum',
-           'setting', 'check_settings', 'check', 'check_ids', 'suggest']
+           'setting', 'check_settings', 'check', 'check_ids', 'suggest', 'listed']
 
 # %% ../nbs/00_core.ipynb #be9f06e5
 import difflib
@@ -203,3 +203,11 @@ def suggest(word: str, known) -> str:
     "A hint for a misspelt name: the nearest known one, or all of them."
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(map(str, known)))}"
+
+# %% ../nbs/00_core.ipynb #fa9b7d84
+def listed(text: str, name: str, kind=str) -> list:
+    "A comma-separated setting. `ValueError` when it is empty or not of a kind."
+    try: values = [kind(s.strip()) for s in text.split(",") if s.strip()]
+    except ValueError: values = []
+    if not values: raise ValueError(f"{name} = {text!r}: must be {'numbers' if kind is float else 'names'}, comma-separated")
+    return values
