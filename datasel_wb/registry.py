@@ -92,8 +92,10 @@ def declare_stage(
 
 def _again(one, other) -> bool:
     "Whether two factories are one that was read twice."
-    def code(f): return getattr(f, "__code__", f)
-    def same(*names): return all(getattr(code(one), k, code(one)) == getattr(code(other), k, code(other)) for k in names)
+    def read(f, names):
+        code, cells = getattr(f, "__code__", f), getattr(f, "__closure__", None) or ()
+        return [getattr(code, k, code) for k in names], [c.cell_contents for c in cells]
+    def same(*names): return read(one, names) == read(other, names)
     notebook = [f.__module__ == "__main__" for f in (one, other)]
     if any(notebook): return all(notebook) or same("co_code", "co_names")
     return one.__module__ == other.__module__ and same("co_code", "co_names", "co_firstlineno")
