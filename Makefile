@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Two processes on two cores, which do not wait for each other.
+QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 # In .venv only: papermill, with a run folder for run notebooks without an output path; papermill itself once this project is uninstalled.
 define PAPERMILL
@@ -30,14 +32,18 @@ nbdev.clean.nbdev_clean()
 endef
 export CLEAN
 
-.PHONY: run test lab docs check parameters clean
+.PHONY: run test test-notebooks test-files lab docs check parameters clean
 
 run: $(READY)  ## DDS on the bundled digits: result table and run folder
 	$(BIN)/papermill nbs/run_dds.ipynb
 
-test: $(READY)  ## the notebooks as tests, then what a notebook cannot test well
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
+test: test-notebooks test-files  ## the notebooks as tests, then what a notebook cannot test well
+
+test-notebooks: $(READY)
+	$(QUIET) $(BIN)/python tests/longest.py 2
+
+test-files: $(READY)
+	$(QUIET) $(BIN)/pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lab: $(READY)  ## JupyterLab, kernel ready
 	$(BIN)/jupyter lab nbs

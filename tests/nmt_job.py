@@ -51,7 +51,7 @@ def beside(method, steps, **settings):
         eager.step()
         before = t.backend.counters()
         t.step()
-        t.backend.fence()
+        t.backend.synchronize()
         new = {k.removeprefix("xla/"): n - before[k] for k, n in t.backend.counters().items()}
         if not fresh: assert new["from_device"] == 0, f"step {t.steps_done} reads on the host"
         if (known and not fresh) or (fresh and blocks > 3): assert new["compiles"] == 0, f"step {t.steps_done} compiles {new['compiles']} graphs"
@@ -88,7 +88,7 @@ def some_steps(out, methods, steps, **settings):
     for m in methods:
         t = made(m, device="xla", **settings)
         for _ in range(steps): t.step()
-        t.backend.fence()
+        t.backend.synchronize()
         print(f"batches of {t.loader.sizes} pairs on {spread(t)} devices")
         done[m] = outcome(t) | {"loss": torch.tensor(t.evaluate()["dev"]["loss"])}
     torch.save(done, out)

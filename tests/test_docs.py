@@ -81,6 +81,7 @@ def test_every_notebook_and_module_has_a_page(site):
     assert {f"api_{p.stem}" for p in (ROOT / "datasel_wb").glob("[a-z]*.py")} <= pages
 
 
+@pytest.mark.browser
 def test_every_page_in_a_browser(site, browser):
     "Nothing fails, nothing is asked of others, charts and formulas are drawn, links lead somewhere, axe is content, a phone is enough."
     out, address = site
@@ -111,6 +112,7 @@ def test_every_page_in_a_browser(site, browser):
     assert not wrong, json.dumps(wrong, indent=1)
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast(site, browser, theme):
     "Some pages of each kind, with their code."
@@ -126,6 +128,7 @@ def test_contrast(site, browser, theme):
     assert not complaints, complaints
 
 
+@pytest.mark.browser
 def test_search_finds_a_word(site, browser):
     _, address = site
     complaints = []

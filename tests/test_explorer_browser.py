@@ -13,6 +13,8 @@ from browser import ROOT, lab, notebook, voila
 from datasel_wb.corruption import read_decisions
 from datasel_wb.review import edited_name, example_run, read_training
 
+pytestmark = pytest.mark.browser
+
 PANEL = "panel = __import__('datasel_wb.explorer').explorer.Explorer({!r}); panel"
 AROUND = [(0.5, 0.55), (0.97, 0.5), (0.97, 0.99), (0.5, 0.99)]   # the lower right of the scatter
 

@@ -14,6 +14,8 @@ from small_runs import translation_run
 from datasel_wb.corruption import read_decisions
 from datasel_wb.review import Decisions, example_run, read_training
 
+pytestmark = pytest.mark.browser
+
 CIFAR = Path(os.environ.get("DATASEL_DATA") or "/nowhere", "cifar10", "train")
 IMAGES = """import time
 import numpy as np, pandas as pd

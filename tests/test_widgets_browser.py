@@ -4,6 +4,8 @@ import pytest
 from browser import lab, notebook, voila
 from PIL import Image
 
+pytestmark = pytest.mark.browser
+
 SCATTER, HISTOGRAM = ".datasel-scatter canvas", ".datasel-histogram canvas"
 IMPORTS = "import time\nimport numpy as np\nfrom datasel_wb.widgets import Histogram, Scatter"
 THREE = """# three clusters of 40: left, middle, right; and their numbers drawn in a histogram

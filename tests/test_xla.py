@@ -32,7 +32,7 @@ def test_every_method_in_one_graph_as_in_eager(method):
         eager.step()
         before = xla.backend.counters()
         xla.step()
-        xla.backend.fence()
+        xla.backend.synchronize()
         after = xla.backend.counters()
         if not new_epoch: assert after["xla/from_device"] == before["xla/from_device"], f"step {xla.steps_done} reads on the host"
         if not new_epoch and xla.steps_done > 4: assert after["xla/compiles"] == before["xla/compiles"], f"step {xla.steps_done} compiles"
@@ -55,7 +55,7 @@ def test_learning_rates_0_and_1_do_not_compile(monkeypatch):
         monkeypatch.setattr(Recipe, "lr_at", lambda self, place: lr)
         before = [p.clone() for p in training.model.parameters()]
         training.step()
-        training.backend.fence()
+        training.backend.synchronize()
         if lr == 0.3: compiled = training.backend.counters()["xla/compiles"]
         if lr == 0.0: assert all(torch.equal(p.cpu(), q.cpu()) for p, q in zip(before, training.model.parameters()))
     assert training.backend.counters()["xla/compiles"] <= compiled + 2   # the clones of this test

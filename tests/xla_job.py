@@ -31,7 +31,7 @@ def six_steps(methods, out, **settings):
     for m in methods:
         training = Training(replace(recipe, epochs=4, **settings), DATA, METHODS[m](), augment=augment)
         for _ in range(6): training.step()
-        training.backend.fence()
+        training.backend.synchronize()
         print(f"losses of {len(training.selector.seen.losses)} examples on {spread(training)} devices")
         states = {part: getattr(training, part).state_dict() for part in ("model", "selector")}
         done[m] = {f"{part}/{k}": t.cpu() for part, s in states.items() for k, t in s.items() if isinstance(t, torch.Tensor)}

@@ -1,0 +1,34 @@
+"""What takes longest, so that it starts first and no worker is left alone with it: no tests here.
+
+    python tests/longest.py 2    # nbdev_test in two processes, the longest notebooks first; seconds of each at the end
+
+A name that is missing costs balance, nothing else: it comes after those that are here.
+"""
+import builtins
+import sys
+from pathlib import Path
+
+NOTEBOOKS = ["find_noise", "06_weighting", "05_selectors", "07_scorer", "tour", "12_review", "results", "13_explorer", "guide_3_loop", "10_translation",
+             "09_tpu_trainer", "benchmarks", "12_pictures", "12_charts", "12_result_charts", "01_datasets", "10_mixtures", "08_trainer", "00_core"]
+FILES = ["test_xla", "test_explorer_browser", "test_command", "test_xla_devices", "test_torchrun", "test_nmt_engines", "test_trainer", "test_docs",
+         "test_widgets_browser", "test_explorer_data_browser", "test_nmt", "test_recipes", "test_review", "test_data", "test_notebooks", "test_viz"]
+
+
+def place(
+    name,    # of a file, without its ending
+    names,   # NOTEBOOKS or FILES
+) -> int:
+    "Where in the order it starts."
+    return names.index(name) if name in names else len(names)
+
+
+def longest_first(paths, **kw):
+    "`sorted`, as nbdev calls it for its notebooks; other calls as ever."
+    if kw: return builtins.sorted(paths, **kw)
+    return builtins.sorted(paths, key=lambda p: (place(Path(p).stem, NOTEBOOKS), str(p)))
+
+
+if __name__ == "__main__":
+    import nbdev.test
+    nbdev.test.sorted = longest_first
+    nbdev.test.nbdev_test(n_workers=int(sys.argv[1]), timing=True)
