@@ -38,6 +38,7 @@ def test_parameters_cell(name):
     here = {f.name: (plain(get_type_hints(c)[f.name]), f.metadata["doc"]) for c in (runs.RunRecipe, *e.parts().values()) for f in fields(c)}
     assert there == here and len(lines) == len(here)
     assert {m[1]: m[3] for m in lines if m[3] != "None"} == {"recipe": '"auto"'}
+    assert parameters(name) == experiments.parameter_cell(name)   # `make parameters` writes it
     namespace = {}
     exec(parameters(name), namespace)
     assert experiments.settings(name, namespace) == runs.resolve({"recipe": "quick"}, e.recipes(), e.published, **e.parts())
