@@ -39,6 +39,7 @@ PUBLIC = {
     "contract": "check_selector",
     "weighting": "DataParameters Sigma SPCL BatchWeight MentorNet",
     "scorer": "DDS Scorer",
+    "batch_selection": "RHOLoss",
     "loop": "Recipe Training",
     "trainer": "fit saved_model",
     "mixtures": "TCS LanguageDDS LanguageSampler",
@@ -57,7 +58,7 @@ def public(
     raise AttributeError(f"module 'datasel_wb' has no attribute {name!r}")
 
 # %% ../nbs/00_names.ipynb #27a2d049
-METHOD_ROOMS = {"images": ("selectors", "weighting", "scorer", "recipes"), "translation": ("mixtures",)}
+METHOD_ROOMS = {"images": ("selectors", "weighting", "scorer", "batch_selection", "recipes"), "translation": ("mixtures",)}
 
 # %% ../nbs/00_names.ipynb #bc6e750e
 MOVED = {
