@@ -11,16 +11,19 @@ import html
 import io
 import logging
 
-import altair as alt
-import anywidget
-import ipywidgets as W
 import numpy as np
-import pandas as pd
-import traitlets as T
-from PIL import Image
 
 from . import chart_base
 from .review import Records
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import anywidget
+    import ipywidgets as W
+    import pandas as pd
+    import traitlets as T
+    from PIL import Image
 
 # %% ../nbs/13_cards.ipynb #86ef65bd
 TILE, ACROSS = 72, 10   # pixels of a picture on a card; pictures in a row of the sheet
@@ -37,75 +40,96 @@ def sheet(
         tile = np.asarray(x).transpose(1, 2, 0)
         tile = Image.fromarray(np.broadcast_to(tile, (*tile.shape[:2], 3)).copy())
         scale = side / max(tile.size)
-        tile = tile.resize([max(1, round(v * scale)) for v in tile.size], Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-        whole.paste(tile, (i % ACROSS * side + (side - tile.width) // 2, i // ACROSS * side + (side - tile.height) // 2))
+        tile = tile.resize([max(1, round(v * scale)) for v in tile.size],
+                           Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+        whole.paste(tile, (i % ACROSS * side + (side - tile.width) // 2,
+                           i // ACROSS * side + (side - tile.height) // 2))
     out = io.BytesIO()
     whole.save(out, "PNG")
     return out.getvalue()
 
+# %% ../nbs/13_cards.ipynb #c4a1d001
+_CARD_JS = """
+function card(model, c, i, url) {
+  const tile = model.get("tile"), across = model.get("across");
+  const [box, face, tick] = ["div", "button", "input"].map(kind => document.createElement(kind));
+  box.className = "datasel-card" + (c.mark ? " datasel-" + c.mark : "") + (c.text ? " datasel-text" : "");
+  face.className = "datasel-face";
+  face.setAttribute("aria-label", "open " + c.lines.join(", ") + (c.mark ? ", " + c.mark : ""));
+  if (c.text) face.textContent = c.text;
+  else if (c.missing) face.classList.add("datasel-missing");
+  else face.style.background = `url(${url}) -${(i % across) * tile}px -${Math.floor(i / across) * tile}px`;
+  if (!c.text) { face.style.width = face.style.height = tile + "px"; }
+  face.onclick = () => { model.set("opened", -1); model.set("opened", c.row); model.save_changes(); };
+  tick.type = "checkbox"; tick.checked = model.get("picked").includes(c.row);
+  tick.setAttribute("aria-label", "tick " + c.lines.join(", "));
+  tick.onchange = () => {
+    const rows = model.get("picked").filter(r => r !== c.row);
+    model.set("picked", tick.checked ? [...rows, c.row] : rows); model.save_changes();
+  };
+  const lines = c.lines.map(l => Object.assign(document.createElement("div"), { textContent: l, title: l }));
+  box.append(face, tick, ...lines);
+  return box;
+}
+"""
+
+# %% ../nbs/13_cards.ipynb #c4a1d002
+_CARDS_JS = _CARD_JS + """
+function render({ model, el }) {
+  el.classList.add("datasel-cards");
+  let url = null;
+  const draw = () => {
+    const old = url, sheet = model.get("sheet");
+    url = sheet && sheet.byteLength ? URL.createObjectURL(new Blob([sheet], { type: "image/png" })) : null;
+    el.replaceChildren(...model.get("cards").map((c, i) => card(model, c, i, url)));
+    if (old) URL.revokeObjectURL(old);
+  };
+  const ticks = () => el.querySelectorAll("input").forEach((t, i) => {
+    t.checked = model.get("picked").includes(model.get("cards")[i].row);
+  });
+  model.on("change:cards", draw);
+  model.on("change:picked", ticks);
+  draw();
+  return () => {
+    model.off("change:cards", draw);
+    model.off("change:picked", ticks);
+    if (url) URL.revokeObjectURL(url);
+  };
+}
+export default { render };
+"""
+
+# %% ../nbs/13_cards.ipynb #c4a1d003
+_CARDS_CSS = """
+.datasel-cards { display: flex; flex-wrap: wrap; gap: 6px;
+                 font: 11px sans-serif; color: var(--jp-ui-font-color1, #333); }
+.datasel-card { position: relative; width: 80px; padding: 2px; text-align: center;
+                border: 2px solid transparent; border-radius: 4px; }
+.datasel-card div { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.datasel-card input { position: absolute; top: 2px; right: 2px; margin: 0; }
+.datasel-face { border: 0; padding: 0; cursor: pointer; }
+.datasel-face:focus-visible { outline: 2px solid #56B4E9; }
+.datasel-text { width: 240px; }
+.datasel-text .datasel-face { width: 100%; min-height: 60px; padding: 4px 18px 4px 4px; text-align: left;
+                              font: inherit; white-space: pre-line;
+                              color: inherit; background: var(--jp-layout-color2, #eee); }
+.datasel-missing { background: repeating-linear-gradient(45deg, #9996 0 4px, transparent 4px 10px); }
+.datasel-remove { border-color: #D55E00; } .datasel-remove .datasel-face { opacity: .45; }
+.datasel-keep { border-color: #009E73; }
+.datasel-relabel { border-color: #0072B2; }
+"""
+
 # %% ../nbs/13_cards.ipynb #da33c3be
 class Cards(anywidget.AnyWidget):
     "Cards to look at, to open with a click and to tick."
-    cards = T.List().tag(sync=True)       # dicts: row, lines (of text), mark (a decision), missing (no picture), text (instead of a picture)
+    cards = T.List().tag(sync=True)       # dicts: row, lines, mark (a decision), missing, text (instead of a picture)
     sheet = T.Bytes().tag(sync=True)      # what `sheet` made of their pictures
     picked = T.List().tag(sync=True)      # rows that are ticked
     opened = T.Int(-1).tag(sync=True)     # the row that was clicked last
     tile = T.Int(TILE).tag(sync=True)
     across = T.Int(ACROSS).tag(sync=True)
-    _esm = """
-    function card(model, c, i, url) {
-      const tile = model.get("tile"), across = model.get("across");
-      const box = document.createElement("div"), face = document.createElement("button"), tick = document.createElement("input");
-      box.className = "datasel-card" + (c.mark ? " datasel-" + c.mark : "") + (c.text ? " datasel-text" : "");
-      face.className = "datasel-face";
-      face.setAttribute("aria-label", "open " + c.lines.join(", ") + (c.mark ? ", " + c.mark : ""));
-      if (c.text) face.textContent = c.text;
-      else if (c.missing) face.classList.add("datasel-missing");
-      else face.style.background = `url(${url}) -${(i % across) * tile}px -${Math.floor(i / across) * tile}px`;
-      if (!c.text) { face.style.width = face.style.height = tile + "px"; }
-      face.onclick = () => { model.set("opened", -1); model.set("opened", c.row); model.save_changes(); };
-      tick.type = "checkbox"; tick.checked = model.get("picked").includes(c.row);
-      tick.setAttribute("aria-label", "tick " + c.lines.join(", "));
-      tick.onchange = () => {
-        const rows = model.get("picked").filter(r => r !== c.row);
-        model.set("picked", tick.checked ? [...rows, c.row] : rows); model.save_changes();
-      };
-      const lines = c.lines.map(l => { const d = document.createElement("div"); d.textContent = l; d.title = l; return d; });
-      box.append(face, tick, ...lines);
-      return box;
-    }
-    function render({ model, el }) {
-      el.classList.add("datasel-cards");
-      let url = null;
-      const draw = () => {
-        const old = url, sheet = model.get("sheet");
-        url = sheet && sheet.byteLength ? URL.createObjectURL(new Blob([sheet], { type: "image/png" })) : null;
-        el.replaceChildren(...model.get("cards").map((c, i) => card(model, c, i, url)));
-        if (old) URL.revokeObjectURL(old);
-      };
-      const ticks = () => el.querySelectorAll("input").forEach((t, i) => { t.checked = model.get("picked").includes(model.get("cards")[i].row); });
-      model.on("change:cards", draw);
-      model.on("change:picked", ticks);
-      draw();
-      return () => { model.off("change:cards", draw); model.off("change:picked", ticks); if (url) URL.revokeObjectURL(url); };
-    }
-    export default { render };
-    """
-    _css = """
-    .datasel-cards { display: flex; flex-wrap: wrap; gap: 6px; font: 11px sans-serif; color: var(--jp-ui-font-color1, #333); }
-    .datasel-card { position: relative; width: 80px; text-align: center; border: 2px solid transparent; border-radius: 4px; padding: 2px; }
-    .datasel-card div { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-    .datasel-card input { position: absolute; top: 2px; right: 2px; margin: 0; }
-    .datasel-face { border: 0; padding: 0; cursor: pointer; }
-    .datasel-face:focus-visible { outline: 2px solid #56B4E9; }
-    .datasel-text { width: 240px; }
-    .datasel-text .datasel-face { width: 100%; min-height: 60px; padding: 4px 18px 4px 4px; text-align: left; font: inherit; white-space: pre-line;
-                            color: inherit; background: var(--jp-layout-color2, #eee); }
-    .datasel-missing { background: repeating-linear-gradient(45deg, #9996 0 4px, transparent 4px 10px); }
-    .datasel-remove { border-color: #D55E00; } .datasel-remove .datasel-face { opacity: .45; }
-    .datasel-keep { border-color: #009E73; }
-    .datasel-relabel { border-color: #0072B2; }
-    """
+    _esm = _CARDS_JS
+    _css = _CARDS_CSS
 
 # %% ../nbs/13_cards.ipynb #a5783323
 def attempt(
@@ -123,6 +147,7 @@ def on_change(say, act, *widgets, name: str = "value") -> None:
     "Do something whenever one of these widgets changes."
     for w in widgets: w.observe(lambda _: attempt(say, act), name)
 
+# %% ../nbs/13_cards.ipynb #78248e58
 def take_down(widget: W.Widget) -> None:
     "Take a widget away with all that is in it."
     for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None)):
@@ -142,18 +167,23 @@ def offer_options(dropdown: W.Dropdown, options, wish=None) -> None:
     if list(dropdown.options) != options: dropdown.options = options
     dropdown.value = wish
 
+# %% ../nbs/13_cards.ipynb #03086891
 def _short(value) -> str:
     return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
 
 def _table(rows: dict) -> str:
     "Names and values as HTML."
-    return "<table>" + "".join(f"<tr><th scope='row' style='text-align:left'>{html.escape(str(k))}</th><td>{html.escape(_short(v))}</td></tr>" for k, v in rows.items()) + "</table>"
+    cell = "<tr><th scope='row' style='text-align:left'>{}</th><td>{}</td></tr>"
+    return ("<table>" + "".join(cell.format(html.escape(str(k)), html.escape(_short(v))) for k, v in rows.items())
+            + "</table>")
 
 def _loss_chart() -> alt.Chart:
     "The losses of one example, in the order of its presentations."
-    line = alt.Chart(alt.NamedData("rows"), width=260, height=150, title="its loss").mark_line(point=True, color=chart_base.BLUE)
+    base = alt.Chart(alt.NamedData("rows"), width=260, height=150, title="its loss")
+    line = base.mark_line(point=True, color=chart_base.BLUE)
     return line.encode(alt.X("presentation:Q"), alt.Y("loss:Q", title="loss, nats"))
 
+# %% ../nbs/13_cards.ipynb #cca5fcbe
 class Opened(W.HBox):
     "One example: its picture or sentences, its row, its losses over the training."
     def __init__(self):
@@ -191,13 +221,15 @@ class Chosen(W.VBox):
 
     def __init__(self, say):
         self.records, self.rows, self.marks = None, np.array([], int), {}
-        self.by, self.down = W.Dropdown(description="sort by"), W.Checkbox(description="highest first", value=True, indent=False)
+        self.by = W.Dropdown(description="sort by")
+        self.down = W.Checkbox(description="highest first", value=True, indent=False)
         self.page = W.BoundedIntText(description="page", min=1, max=1, layout=W.Layout(width="150px"))
         self.about, self.cards, self.opened = W.HTML(), Cards(), Opened()
         on_change(say, lambda: self.show(self.rows), self.by, self.down)
         on_change(say, self._draw, self.page)
         on_change(say, self._count, self.cards, name="picked")
-        on_change(say, lambda: self.cards.opened >= 0 and self.opened.show(self.records, self.cards.opened), self.cards, name="opened")
+        on_change(say, lambda: self.cards.opened >= 0 and self.opened.show(self.records, self.cards.opened), self.cards,
+                  name="opened")
         bar = W.HBox([self.by, self.down, self.page, self.about], layout=W.Layout(flex_flow="row wrap"))
         super().__init__([bar, self.cards, self.opened])
 
@@ -215,8 +247,8 @@ class Chosen(W.VBox):
         "Show these rows, from the first page."
         if not np.array_equal(rows, self.rows): self.rows, self.cards.picked = np.asarray(rows, int), []
         values = self.records.frame[self.by.value].to_numpy()[self.rows] if len(self.rows) else np.array([])
-        order = pd.Series(values).sort_values(ascending=not self.down.value, kind="stable").index.to_numpy()   # NaN last
-        self.order = self.rows[order]
+        order = pd.Series(values).sort_values(ascending=not self.down.value, kind="stable")   # NaN last
+        self.order = self.rows[order.index.to_numpy()]
         self.page.max = max(1, -(-len(self.rows) // self.PAGE))
         if self.page.value != 1: self.page.value = 1   # draws
         else: self._draw()
@@ -225,15 +257,18 @@ class Chosen(W.VBox):
         first = (self.page.value - 1) * self.PAGE
         rows = self.order[first:first + self.PAGE]
         frame, text = self.records.frame.iloc[rows], "source_text" in self.records.frame
-        taken = self.records.pictures.take(rows) if self.records.pictures and len(rows) and not text else [None] * len(rows)
+        taken = (self.records.pictures.take(rows) if self.records.pictures and len(rows) and not text
+                 else [None] * len(rows))
         missing = 0 if text else sum(x is None for x in taken)
         cards = []
         for row, x, values in zip(rows.tolist(), taken, frame.to_dict("records")):
             lines = [str(values[self.records.group])] if self.records.group else []
-            cards.append({"row": row, "lines": [*lines, _short(values[self.by.value])], "mark": self.marks.get(values["source"], ""), "missing": x is None,
+            cards.append({"row": row, "lines": [*lines, _short(values[self.by.value])],
+                          "mark": self.marks.get(values["source"], ""), "missing": x is None,
                           "text": f"{values['source_text']}\n→ {values['target_text']}" if text else ""})
         with self.cards.hold_sync(): self.cards.sheet, self.cards.cards = b"" if text else sheet(taken), cards
-        self.shown = f"{first + 1:,} to {first + len(rows):,} shown" + (f"; {missing} of these pictures missing" if missing else "")
+        self.shown = (f"{first + 1:,} to {first + len(rows):,} shown"
+                      + (f"; {missing} of these pictures missing" if missing else ""))
         self._count()
 
     def _count(self) -> None:

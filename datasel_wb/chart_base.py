@@ -14,13 +14,17 @@ import io
 import json
 from functools import cache
 
-import altair as alt
-import anywidget
 import numpy as np
-import pandas as pd
-import traitlets as T
-import vl_convert as vlc
-from PIL import Image
+
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import anywidget
+    import pandas as pd
+    import traitlets as T
+    import vl_convert as vlc
+    from PIL import Image
 
 # %% ../nbs/12_chart_base.ipynb #f6f7ac9d
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#7A7A7A"
@@ -111,7 +115,8 @@ _LIVE = """
 async function render({ model, el }) {
   let made = null, turn = Promise.resolve();
   const scale = () => made.view.scale("x");
-  const same = (a, b) => a && b ? a.every((v, i) => Math.abs(scale()(v) - scale()(b[i])) < 0.5) : !a === !b;   // to half a pixel
+  const near = (a, b) => Math.abs(scale()(a) - scale()(b)) < 0.5;   // half a pixel
+  const same = (a, b) => a && b ? a.every((v, i) => near(v, b[i])) : !a === !b;
   const brushed = (_, found) => {
     const ends = Object.values(found)[0] ?? null;
     if (!same(ends, model.get("interval"))) { model.set("interval", ends); model.save_changes(); }
@@ -128,7 +133,8 @@ async function render({ model, el }) {
     spec.datasets = { ...spec.datasets, rows: model.get("rows") };
     made = await vegaEmbed(el, spec, { actions: false, renderer: "canvas", logLevel: 1 });
     await brush();
-    if (spec.params?.some(p => p.name === "brush")) made.view.addSignalListener("brush", lodashDebounce(brushed, 30, { maxWait: 30 }));
+    if (!spec.params?.some(p => p.name === "brush")) return;
+    made.view.addSignalListener("brush", lodashDebounce(brushed, 30, { maxWait: 30 }));
   };
   const refill = () => made.view.data("rows", structuredClone(model.get("rows"))).resize().runAsync();
   const acts = Object.entries({ spec: draw, rows: refill, interval: brush }).map(([name, act]) =>
@@ -141,16 +147,19 @@ async function render({ model, el }) {
 export default { render };
 """
 
+# %% ../nbs/12_chart_base.ipynb #d9e9574a
 @cache
 def _live_script() -> str:
     "The script with Vega in it, so that no page asks another host for it."
     return vlc.javascript_bundle(_LIVE)
 
+# %% ../nbs/12_chart_base.ipynb #980881e6
 class LiveChart(anywidget.AnyWidget):
     "A chart in a page whose `rows` can be replaced; a parameter `brush`, an interval along x, sets `interval`."
     spec = T.Dict().tag(sync=True)     # of Vega-Lite, over the named dataset `rows`
     rows = T.List().tag(sync=True)     # dicts
-    interval = T.Tuple(allow_none=True, default_value=None).tag(sync=True)   # both ends in the unit of x; None: nothing brushed
+    # both ends in the unit of x; None: nothing brushed
+    interval = T.Tuple(allow_none=True, default_value=None).tag(sync=True)
     _esm = T.Unicode().tag(sync=True)
 
     @T.default("_esm")
@@ -166,7 +175,10 @@ class LiveChart(anywidget.AnyWidget):
 
     def draw(self, chart, rows=()) -> None:
         "Another chart in the same place, nothing brushed."
-        with self.hold_sync(): self.spec, self.rows, self.interval = chart.to_dict() | theme(), list(rows), None
+        with self.hold_sync():
+            self.spec = chart.to_dict() | theme()
+            self.rows = list(rows)
+            self.interval = None
 
 # %% ../nbs/12_chart_base.ipynb #18d76db3
 def need_columns(
@@ -216,7 +228,8 @@ def over_seeds(
     table = rows.groupby(["line", "step"], as_index=False, sort=True).agg(
         x=("x", "mean"), mean=("value", "mean"), low=("value", "min"), high=("value", "max"), seeds=("seed", "nunique"))
     points = max(2, min(points, MAX_ROWS // table["line"].nunique()))
-    thinned = [g.iloc[np.unique(np.linspace(0, len(g) - 1, points).round().astype(int))] for _, g in table.groupby("line")]
+    thinned = [g.iloc[np.unique(np.linspace(0, len(g) - 1, points).round().astype(int))]
+               for _, g in table.groupby("line")]
     return pd.concat(thinned, ignore_index=True)
 
 # %% ../nbs/12_chart_base.ipynb #79b5ed1b
@@ -267,7 +280,8 @@ def dashed(line: alt.Chart, look: dict) -> alt.Chart:
     dashes = [dash for _, dash in look.values()]
     if all(d == [1, 0] for d in dashes): return line
     scale = alt.Scale(domain=list(look), range=dashes)
-    return line.encode(strokeDash=alt.StrokeDash("line:N", title=None, scale=scale, legend=line.encoding.color["legend"]))
+    return line.encode(strokeDash=alt.StrokeDash("line:N", title=None, scale=scale,
+                                                 legend=line.encoding.color["legend"]))
 
 # %% ../nbs/12_chart_base.ipynb #463f718f
 def line_chart(
@@ -283,7 +297,8 @@ def line_chart(
     base = base_chart(table, look, x_title, title, 18 if rule is None else 30 + 6 * len(rule[1]))
     y = dict(title=y_title, scale=y_scale or alt.Scale(zero=False))
     tip = ["line:N", alt.Tooltip("x:Q", title=x_title, format=",.4~g"), alt.Tooltip("mean:Q", format=".4~g"),
-           alt.Tooltip("low:Q", title="min", format=".4~g"), alt.Tooltip("high:Q", title="max", format=".4~g"), "seeds:Q"]
+           alt.Tooltip("low:Q", title="min", format=".4~g"),
+           alt.Tooltip("high:Q", title="max", format=".4~g"), "seeds:Q"]
     few = table.groupby("line").size().max() <= 25
     opacity = 0.22 if len(look) <= 6 else 0.12
     area = base.mark_area(opacity=opacity, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q")
@@ -307,10 +322,12 @@ def _apart(
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (b, m), (a, n) = pools.pop(), pools.pop()
             pools.append(((a * n + b * m) / (n + m), n + m))
-    placed, q = np.empty(len(y)), np.repeat([v for v, _ in pools], [n for _, n in pools])
+    placed = np.empty(len(y))
+    q = np.repeat([v for v, _ in pools], [n for _, n in pools])
     placed[order] = q.clip(low, max(low, high - gap * (len(y) - 1))) + gap * np.arange(len(y))
     return placed
 
+# %% ../nbs/12_chart_base.ipynb #00b7d2a6
 def pixel_map(domain: tuple, length: float, log: bool = False) -> tuple:
     "Two functions: values on an axis to pixels from its start, and back, in six digits."
     there, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
@@ -332,6 +349,7 @@ def padded_domain(values, share: float, log: bool = False) -> tuple:
     ends = np.array([low - pad, high + pad])
     return tuple(significant(np.exp(ends) if log else ends, 4).tolist())
 
+# %% ../nbs/12_chart_base.ipynb #e880bb26
 def end_labels(
     rows: pd.DataFrame,    # y (value on the axis), text, colour
     domain: tuple,         # both ends of the y axis
@@ -342,6 +360,7 @@ def end_labels(
     pixels, values = pixel_map(domain, HEIGHT, log)
     rows = rows.assign(y=significant(rows["y"], 6), place=values(_apart(pixels(rows["y"]), 13, 6, HEIGHT - 6)))
     base = alt.Chart(rows[["y", "place", "text", "colour"]])
-    tie = base.mark_rule(strokeWidth=1.5).encode(x=alt.value(width + 3), x2=alt.value(width + 15), y="y:Q", y2="place:Q",
-                                                 color=alt.Color("colour:N", scale=None))
-    return tie + base.mark_text(align="left", baseline="middle").encode(x=alt.value(width + 19), y="place:Q", text="text:N")
+    tie = base.mark_rule(strokeWidth=1.5).encode(x=alt.value(width + 3), x2=alt.value(width + 15), y="y:Q",
+                                                 y2="place:Q", color=alt.Color("colour:N", scale=None))
+    text = base.mark_text(align="left", baseline="middle")
+    return tie + text.encode(x=alt.value(width + 19), y="place:Q", text="text:N")

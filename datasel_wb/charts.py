@@ -7,13 +7,16 @@ __all__ = ['HEALTH', 'SIGMA_X', 'SIGMA_BANDS', 'SIGMA_LABELS', 'SIGMA_GROUPS', '
            'log_ticks', 'sigma', 'schedule']
 
 # %% ../nbs/12_charts.ipynb #489bfb40
-import altair as alt
 import numpy as np
-import pandas as pd
 
 from .chart_base import (
     BLUE, GREY, HEIGHT, VERMILLION, WIDTH, X_TITLES, Y_TITLES, check_known, dashed, end_labels, line_chart,
     method_colours, need_columns, over_seeds, padded_domain, pick_rows, significant)
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
 
 # %% ../nbs/12_charts.ipynb #3a7dedcf
 def curves(
@@ -30,7 +33,8 @@ def curves(
     if not (rows["step"] >= start).any(): raise ValueError(f"start = {start!r}: the last step is {rows['step'].max()}")
     rows = rows[rows["step"] >= start]
     y_title = Y_TITLES.get(name, name)
-    return line_chart(over_seeds(rows, x=x), method_colours(rows["method"]), X_TITLES[x], y_title, f"{y_title} ({split})")
+    return line_chart(over_seeds(rows, x=x), method_colours(rows["method"]), X_TITLES[x], y_title,
+                      f"{y_title} ({split})")
 
 # %% ../nbs/12_charts.ipynb #99630264
 def _farthest(table: pd.DataFrame, most: int = 12) -> list:
@@ -57,7 +61,8 @@ def weights_over_time(
     names = "weight/clean and weight/noisy" if by == "noisy" else "weight/class/…"
     if not len(rows): raise ValueError(f"by = {by!r}: metrics of {method!r} has no rows named {names}")
     table = over_seeds(rows, by="line")
-    shown, total = _farthest(table), table["line"].nunique()
+    shown = _farthest(table)
+    total = table["line"].nunique()
     look = {"clean": (BLUE, [1, 0]), "wrong label": (VERMILLION, [1, 0])} if by == "noisy" else method_colours(shown)
     part = f", {len(shown)} of {total} classes" if total > len(shown) else ""
     title = f"weights of {method} by {'label quality' if by == 'noisy' else 'class'}{part}"
@@ -81,7 +86,8 @@ def diagnostics(
     look = {label: (colour, [1, 0]) for label, colour in present if (rows["line"] == label).any()}
     chance = (0.5, "chance") if HEALTH["auroc/score"] in look else None
     title = f"health of the scores of {method}"
-    table, whole = over_seeds(rows, by="line"), alt.Scale(domain=[0, 1])
+    table = over_seeds(rows, by="line")
+    whole = alt.Scale(domain=[0, 1])
     return line_chart(table, look, X_TITLES["step"], "AUROC; share of scores", title, whole, chance)
 
 # %% ../nbs/12_charts.ipynb #86fb467e
@@ -98,7 +104,8 @@ def _sigma_rows(metrics: pd.DataFrame, which: str, x: str) -> pd.DataFrame:
     parts = rows["name"].str.extract("^sigma/([^/]+)/([^/]+)/([^/]+)$")
     if not (parts[0] == which).any():
         kinds, names = (", ".join(list(column.dropna().unique())[:12]) for column in (parts[0], rows["name"]))
-        raise ValueError(f"which = {which!r}: metrics has " + (f"sigma of {kinds}" if kinds else f"no sigma/…, but {names}"))
+        raise ValueError(f"which = {which!r}: metrics has "
+                         + (f"sigma of {kinds}" if kinds else f"no sigma/…, but {names}"))
     rows = rows.assign(group=parts[1], stat=parts[2], x=rows[x])[parts[0] == which]
     split = rows[rows["group"].isin(["clean", "noisy"])]
     return split if len(split) else pick_rows(rows, f"sigma/{which}", group="all")
@@ -119,7 +126,8 @@ def _one_run(rows: pd.DataFrame, seed: int | None) -> tuple:
 def _sigma_table(rows: pd.DataFrame, name: str, points: int = 200) -> pd.DataFrame:
     "Rows of one run as one row per group and step: group, step, x and a column per statistic; thinned."
     value = rows["value"].where(np.isfinite(rows["value"]) & (rows["value"] > 0))
-    rows = rows.assign(value=significant(value, 5), x=significant(rows["x"], 6)).drop_duplicates(["group", "stat", "step"], keep="last")
+    rows = rows.assign(value=significant(value, 5), x=significant(rows["x"], 6)).drop_duplicates(
+        ["group", "stat", "step"], keep="last")
     wide = rows.pivot(index=["group", "step", "x"], columns="stat", values="value").reset_index()
     need_columns(wide, name, "mean")
     wide = wide.dropna(subset=["mean"])
@@ -136,22 +144,28 @@ def log_ticks(domain: tuple) -> list | None:
     if len(fine) < 3: return None
     return fine if len(fine) <= 8 else coarse[::-(-len(coarse) // 8)]
 
-def _sigma_panel(table: pd.DataFrame, group: str, domain: tuple, x_title: str, first: bool, width: int) -> alt.LayerChart:
+# %% ../nbs/12_charts.ipynb #846e5ec1
+def _sigma_panel(table: pd.DataFrame, group: str, domain: tuple, x_title: str, first: bool,
+                 width: int) -> alt.LayerChart:
     "Nested bands of one group and its mean; only the first panel has the y axis."
     name, colour = SIGMA_GROUPS[group]
     shown = {} if first else dict(labels=False, ticks=False, domain=False)
     ticks = log_ticks(domain)
-    axis = alt.Axis(labelExpr="format(datum.value, ',.6~g')", **({"values": ticks} if ticks else {"tickCount": 5}), **shown)
+    axis = alt.Axis(labelExpr="format(datum.value, ',.6~g')",
+                    **({"values": ticks} if ticks else {"tickCount": 5}), **shown)
     y = dict(title="σ" if first else None, axis=axis, scale=alt.Scale(type="log", domain=domain, nice=False))
     stats = [c for c in ("mean", "std", "min", "q05", "q25", "q50", "q75", "q95", "max") if c in table]
     tip = [alt.Tooltip("x:Q", title=x_title, format=",.4~g"), *(alt.Tooltip(f"{c}:Q", format=".4~g") for c in stats)]
     base = alt.Chart(table[["x", *stats]], width=width, height=HEIGHT).encode(
-        x=alt.X("x:Q", title=x_title, stack=None, scale=alt.Scale(nice=False, zero=False),   # else Vega-Lite stacks the areas along x
+        # else Vega-Lite stacks the areas along x
+        x=alt.X("x:Q", title=x_title, stack=None, scale=alt.Scale(nice=False, zero=False),
                 axis=alt.Axis(tickCount=5, labelExpr="format(datum.value, '~s')")))
     bands = [base.mark_area(color=colour, opacity=o).encode(y=alt.Y(f"{low}:Q", **y), y2=f"{high}:Q")
              for low, high, o in SIGMA_BANDS if low in stats and high in stats]
-    mean = base.mark_line(color=colour, strokeWidth=2.5, point=alt.OverlayMarkDef(opacity=float(len(table) < 3), size=40, color=colour))
-    return alt.layer(*bands, mean.encode(y=alt.Y("mean:Q", **y), tooltip=tip), title=alt.Title(name, fontSize=11, offset=4))
+    mean = base.mark_line(color=colour, strokeWidth=2.5,
+                          point=alt.OverlayMarkDef(opacity=float(len(table) < 3), size=40, color=colour))
+    return alt.layer(*bands, mean.encode(y=alt.Y("mean:Q", **y), tooltip=tip),
+                     title=alt.Title(name, fontSize=11, offset=4))
 
 # %% ../nbs/12_charts.ipynb #cfd55777
 def sigma(
@@ -160,19 +174,22 @@ def sigma(
     x: str = "step",          # "step" or "epoch"
     seed: int | None = None,  # None: the first one
 ) -> alt.HConcatChart:
-    "Distribution of data parameters during training: mean, quartiles, 5 to 95% and range, clean and wrong labels apart."
+    "Data parameters during training: mean, quartiles, 5 to 95% and range, clean and wrong labels apart."
     rows, run = _one_run(_sigma_rows(metrics, which, x), seed)
     table = _sigma_table(rows, f"sigma/{which}")
     groups = [g for g in SIGMA_GROUPS if (table["group"] == g).any()]
     edges = [c for c in SIGMA_LABELS if c in table]
     domain = padded_domain(table[edges], 0.04, log=True)
     width = WIDTH if len(groups) == 1 else 240
-    panels = [_sigma_panel(table[table["group"] == g], g, domain, SIGMA_X[x], k == 0, width) for k, g in enumerate(groups)]
+    panels = [_sigma_panel(table[table["group"] == g], g, domain, SIGMA_X[x], k == 0, width)
+              for k, g in enumerate(groups)]
     last = table[table["group"] == groups[-1]].iloc[-1][edges].dropna()
-    labels = pd.DataFrame({"y": last.astype(float), "text": [SIGMA_LABELS[c] for c in last.index], "colour": SIGMA_GROUPS[groups[-1]][1]})
+    labels = pd.DataFrame({"y": last.astype(float), "text": [SIGMA_LABELS[c] for c in last.index],
+                           "colour": SIGMA_GROUPS[groups[-1]][1]})
     panels[-1] += end_labels(labels, domain, width, log=True)
     per = {"inst": ", one per example", "class": ", one per class"}.get(which, f", {which}")
-    return alt.hconcat(*panels, spacing=14, title=alt.Title(f"data parameters σ{per}", **({"subtitle": run} if run else {})))
+    return alt.hconcat(*panels, spacing=14,
+                       title=alt.Title(f"data parameters σ{per}", **({"subtitle": run} if run else {})))
 
 # %% ../nbs/12_charts.ipynb #895dbaf2
 def _shares(frame: pd.DataFrame) -> tuple:
@@ -183,7 +200,8 @@ def _shares(frame: pd.DataFrame) -> tuple:
     rows = frame.assign(line=frame["method"] if "method" in frame else "share")
     table = rows.groupby(["line", "epoch"], as_index=False)["share"].mean()
     last = table.groupby("line").tail(1)
-    closed = pd.concat([table, last.assign(epoch=last["epoch"] + 1)]).sort_values(["line", "epoch"], kind="stable", ignore_index=True)
+    closed = pd.concat([table, last.assign(epoch=last["epoch"] + 1)])
+    closed = closed.sort_values(["line", "epoch"], kind="stable", ignore_index=True)
     means = table.groupby("line")["share"].mean()
     return closed, means.reindex(dict.fromkeys(rows["line"]))
 
@@ -192,7 +210,8 @@ def _levels(means: pd.Series, budget: float | None, look: dict) -> pd.DataFrame:
     if budget is not None:
         if not 0 < budget <= 1: raise ValueError(f"budget = {budget!r}: must be above 0 and at most 1")
         return pd.DataFrame({"y": [budget], "text": f"budget {100 * budget:.3g}%", "colour": GREY})
-    if means.max() - means.min() < 1e-3: return pd.DataFrame({"y": [means.mean()], "text": f"mean {100 * means.mean():.3g}%", "colour": GREY})
+    if means.max() - means.min() < 1e-3:
+        return pd.DataFrame({"y": [means.mean()], "text": f"mean {100 * means.mean():.3g}%", "colour": GREY})
     return pd.DataFrame({"y": means.to_numpy(), "text": [f"{n}, mean {100 * m:.3g}%" for n, m in means.items()],
                          "colour": [look[n][0] for n in means.index]})
 
@@ -208,14 +227,17 @@ def schedule(
     colours = alt.Color("line:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()]))
     base = alt.Chart(table.assign(share=significant(table["share"], 6)), width=WIDTH, height=HEIGHT,
                      description="share of the training set visited per epoch; " + "; ".join(levels["text"])).encode(
-        x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=8, tickMinStep=1, format="d")),
+        x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False),
+                axis=alt.Axis(tickCount=8, tickMinStep=1, format="d")),
         y=alt.Y("share:Q", title="training set visited in the epoch, %", scale=alt.Scale(domain=[0, 1]),
                 axis=alt.Axis(tickCount=5, labelExpr="format(100 * datum.value, '~g')")), color=colours,
         tooltip=["line:N", "epoch:Q", alt.Tooltip("share:Q", format=".1%")])
     rule = alt.Chart(levels).mark_rule(strokeDash=[4, 3]).encode(y="y:Q", color=alt.Color("colour:N", scale=None))
-    line = dashed(base.mark_line(strokeWidth=2, interpolate="step-after", point=alt.OverlayMarkDef(opacity=0, size=60)), look)
+    line = dashed(base.mark_line(strokeWidth=2, interpolate="step-after", point=alt.OverlayMarkDef(opacity=0, size=60)),
+                  look)
     last = table.groupby("line").tail(1)
     own = dict(zip(means.index, levels["text"])) if len(levels) > 1 else {}   # then a line's name carries its mean
-    names = pd.DataFrame({"y": last["share"], "text": [own.get(n, n) for n in last["line"]], "colour": [look[n][0] for n in last["line"]]})
+    names = pd.DataFrame({"y": last["share"], "text": [own.get(n, n) for n in last["line"]],
+                          "colour": [look[n][0] for n in last["line"]]})
     labels = ([] if own else [levels]) + ([names] if "method" in frame else [])
     return rule + line + end_labels(pd.concat(labels), (0, 1))

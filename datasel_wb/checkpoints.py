@@ -14,13 +14,15 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait as wait_for
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import pandas as pd
 import torch
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
+
+from .names import extra
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/08_checkpoints.ipynb #5e74acc3
 def write_atomic(
@@ -44,9 +46,13 @@ def write_atomic(
 class Store:
     "Files that are replaced whole, in a folder or at an address that fsspec knows."
     def __init__(self, folder):
+        with extra("workbench"):
+            from fsspec.core import url_to_fs
+            from fsspec.implementations.local import LocalFileSystem
         self.folder = str(folder)
         try: self.fs, self.path = url_to_fs(self.folder)
         except (ImportError, ValueError) as e: raise ValueError(f"{self.folder}: cannot be opened ({e})") from None
+        self.local = isinstance(self.fs, LocalFileSystem)
 
     def check(self) -> None:
         "`ValueError` unless files can be written here."
@@ -59,7 +65,7 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         "Replace a file, or leave it as it is. `OSError` when that fails."
-        if isinstance(self.fs, LocalFileSystem): return write_atomic(Path(self.path) / name, data)
+        if self.local: return write_atomic(Path(self.path) / name, data)
         try: self.fs.pipe_file(f"{self.path}/{name}", data)
         except Exception as e: raise OSError(f"{self.folder}: cannot save {name} ({e}); what was saved before is intact") from e
 
@@ -155,7 +161,7 @@ class Checkpoints:
             warnings.warn(str(e))
 
 # %% ../nbs/08_checkpoints.ipynb #30151ce7
-def write_frame(frame: pd.DataFrame, path: Path) -> None:
+def write_frame(frame: "pd.DataFrame", path: Path) -> None:
     "Write a Parquet file atomically."
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)

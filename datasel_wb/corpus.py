@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from num2words import num2words
 
 from .core import check_settings, seeded, setting, suggest
+from .names import extra
 
 # %% ../nbs/10_corpus.ipynb #a22b4207
 class Corpus(NamedTuple):
@@ -78,7 +78,8 @@ def share_targets(
 ) -> np.ndarray:              # [L, T] bool, the pairs to keep
     "Which language keeps which target; all targets of `lang` are candidates."
     kept, size = np.zeros_like(there), there.shape[1]
-    mine, n = languages.index(lang), n_candidates(low, high, overlap)
+    mine = languages.index(lang)
+    n = n_candidates(low, high, overlap)
     kept[mine] = pick(there[mine], low or size, seed, f"pairs {lang}")
     others = pick(~kept[mine], max((n or size) - int(kept[mine].sum()), 0), seed, "candidates")
     candidates = kept[mine] | others
@@ -93,6 +94,7 @@ NUMBERS = ("az", "tr", "be", "ru", "pt", "es", "sk", "cs")   # source languages 
 @lru_cache(maxsize=1 << 18)
 def number_words(n: int, language: str) -> str:
     "A number in words, lower case."
+    with extra("text"): from num2words import num2words
     return num2words(n, lang=language).lower()
 
 def draw_numbers(
@@ -104,9 +106,11 @@ def draw_numbers(
     numbers = numbers[(numbers < 2000) | (numbers // 1000 % 10 != 1)]   # az and tr of the others: two numbers, one text
     digits = np.searchsorted(10 ** np.arange(1, 6), numbers, side="right")
     u = torch.rand(2, len(numbers), dtype=torch.float64, generator=seeded(seed, "numbers")).numpy()
-    clock, part = -np.log1p(-u[0]) * np.bincount(digits)[digits], np.digitize(u[1], [0.8, 0.9])
+    clock = -np.log1p(-u[0]) * np.bincount(digits)[digits]
+    part = np.digitize(u[1], [0.8, 0.9])
     parts = [numbers[part == p][clock[part == p].argsort()] for p in range(3)]
-    for name, k, have in zip(("candidate targets (low, or high / overlap)", "dev_size", "test_size"), sizes, map(len, parts)):
+    for name, k, have in zip(("candidate targets (low, or high / overlap)", "dev_size", "test_size"), sizes,
+                             map(len, parts)):
         if k > have: raise ValueError(f"{name} = {k}: must be at most {have} with corpus = 'numbers'")
     return tuple(p[:k] for p, k in zip(parts, sizes))
 
@@ -121,10 +125,12 @@ def read_lines(
     texts = []
     for k, line in enumerate(lines, 1):
         try: texts.append(line.decode().strip())
-        except UnicodeDecodeError as e: raise ValueError(f"{path}, line {k}: byte 0x{line[e.start]:02x} is not UTF-8; files must be") from None
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{path}, line {k}: byte 0x{line[e.start]:02x} is not UTF-8; files must be") from None
         if not (texts[-1] or absent): raise ValueError(f"{path}, line {k}: empty; every line must hold a sentence")
     return texts
 
+# %% ../nbs/10_corpus.ipynb #ba01007c
 def read_pair(
     source: Path, target: Path,  # aligned line by line
     absent: bool = False,        # an empty source line is allowed
@@ -133,8 +139,8 @@ def read_pair(
     if not target.is_file(): raise ValueError(f"{target}: no such file; {source} needs it, line by line")
     x, y = read_lines(source, absent), read_lines(target)
     if len(x) != len(y):
-        raise ValueError(f"{source} has {len(x)} lines, {target} has {len(y)}: line {min(len(x), len(y)) + 1} of the longer one has no "
-                         "partner; aligned files must have equally many")
+        raise ValueError(f"{source} has {len(x)} lines, {target} has {len(y)}: line {min(len(x), len(y)) + 1} of the "
+                         "longer one has no partner; aligned files must have equally many")
     return x, y
 
 # %% ../nbs/10_corpus.ipynb #1e71199b
@@ -145,7 +151,8 @@ def _ted_place(folder: Path, lang: str, target: str) -> tuple | None:
     for kind in ("orig", "mtok"):
         if all((folder / f"ted-train.{kind}.{l}").is_file() for l in (lang, target)): return folder, "ted-", f".{kind}."
     if pieces := sorted(folder.glob(f"ted-train.*spm*.{lang}")):
-        raise ValueError(f"{pieces[0]}: cut into pieces; the sentences are needed beside it, as ted-train.orig.{lang} or ted-train.mtok.{lang}")
+        raise ValueError(f"{pieces[0]}: cut into pieces; the sentences are needed beside it, "
+                         f"as ted-train.orig.{lang} or ted-train.mtok.{lang}")
 
 def find_places(
     root: Path,   # folder of a corpus
@@ -158,7 +165,8 @@ def find_places(
     t = re.escape(target)
     pairs = {m[4]: (root, "", f".{m[1]}.") for n in names
              if (m := re.fullmatch(rf"train\.((.+)-{t}|{t}-(.+))\.([^.]+)", n)) and m[4] in (m[2], m[3])}
-    ted = {l: p for n in names if n.endswith(f"_{target}") and (p := _ted_place(root / n, l := n[:-len(target) - 1], target))}
+    ted = {l: p for n in names if n.endswith(f"_{target}")
+           and (p := _ted_place(root / n, l := n[:-len(target) - 1], target))}
     return ("pairs", pairs) if pairs else ("ted", ted) if ted else ("", {})
 
 # %% ../nbs/10_corpus.ipynb #fcf35e6d
@@ -175,9 +183,11 @@ def find_pair(
     raise ValueError(f"lang = {lang!r}: no {part} file in {folder}; it must be called {before}{part}{middle}{lang}")
 
 # %% ../nbs/10_corpus.ipynb #0ee67bdb
-RELATED = {"az": "tr", "be": "ru", "gl": "pt", "sk": "cs", "pt": "es",       # low-resource language -> its high-resource relative
+# low-resource language -> its high-resource relative
+RELATED = {"az": "tr", "be": "ru", "gl": "pt", "sk": "cs", "pt": "es",
            "aze": "tur", "bel": "rus", "glg": "por", "slk": "ces"}
 
+# %% ../nbs/10_corpus.ipynb #b0227c33
 @dataclass(frozen=True)
 class CorpusRecipe:
     "Which sentence pairs, and how many of them."
@@ -188,12 +198,14 @@ class CorpusRecipe:
     target: str = setting("en", "target language")
     low: int = setting(100, "training pairs of lang; 0: all", "natural")
     high: int = setting(2000, "training pairs of every other language, at most; 0: all", "natural")
-    overlap: float = setting(0.5, "share of the candidate targets that every other language has; not for files in pairs", "fraction")
+    overlap: float = setting(
+        0.5, "share of the candidate targets that every other language has; not for files in pairs", "fraction")
     dev_size: int = setting(200, "dev pairs, the first ones; 0: all", "natural")
     test_size: int = setting(300, "test pairs, the first ones; 0: all", "natural")
     data_dir: str | None = setting(None, "folder of the data sets; none: the environment variable DATASEL_DATA")
     data_seed: int = setting(0, "draws which pairs are kept", "natural")
-    decisions: str | None = setting(None, "file of decisions about training pairs, as the explorer writes it; none: all pairs")
+    decisions: str | None = setting(
+        None, "file of decisions about training pairs, as the explorer writes it; none: all pairs")
     def __post_init__(self):
         check_settings(self)
         _check_corpus(self)
@@ -209,7 +221,8 @@ def _check_corpus(r: CorpusRecipe) -> None:
     if r.corpus not in CORPORA and not ({"/", os.sep} & set(r.corpus) or Path(r.corpus).is_dir()):
         raise ValueError(f"corpus = {r.corpus!r}: neither a known corpus nor a folder; {suggest(r.corpus, CORPORA)}")
     for name in ("low", "high", "dev_size", "test_size") if r.corpus == "numbers" else ():
-        if not getattr(r, name): raise ValueError(f"{name} = 0: must be above 0 with corpus = 'numbers', which has no end")
+        if not getattr(r, name):
+            raise ValueError(f"{name} = 0: must be above 0 with corpus = 'numbers', which has no end")
 
 def _one_of(field: str, word: str, known) -> None:
     "`ValueError` unless a word is known; a near one is hinted at."
@@ -217,13 +230,15 @@ def _one_of(field: str, word: str, known) -> None:
     near = f"; {hint}" if hint.startswith("did you mean") else ""
     if word not in known: raise ValueError(f"{field} = {word!r}: must be one of {', '.join(known)}{near}")
 
+# %% ../nbs/10_corpus.ipynb #1b26f43a
 def choose_languages(recipe: CorpusRecipe, known) -> tuple:
     "The source languages of a recipe, of those that the corpus has. `ValueError` on one that it lacks."
     words = [w.strip() for w in recipe.languages.split(",")] if recipe.languages.strip() else list(known)
     for w in words: _one_of("languages", w, known)
     if len(set(words)) < len(words): raise ValueError(f"languages = {recipe.languages!r}: each must be named only once")
     _one_of("lang", recipe.lang, known)
-    if recipe.lang not in words: raise ValueError(f"lang = {recipe.lang!r}: must be among languages = {recipe.languages!r}")
+    if recipe.lang not in words:
+        raise ValueError(f"lang = {recipe.lang!r}: must be among languages = {recipe.languages!r}")
     if recipe.related: _one_of("related", recipe.related, [w for w in words if w != recipe.lang])
     return tuple(words)
 
@@ -234,9 +249,11 @@ def _numbers(r: CorpusRecipe) -> tuple:
     _one_of("target", r.target, known)
     languages = choose_languages(r, [l for l in known if l != r.target])
     train, *rest = draw_numbers((n_candidates(r.low, r.high, r.overlap), r.dev_size, r.test_size), r.data_seed)
-    kept = share_targets(np.ones((len(languages), len(train)), dtype=bool), languages, r.lang, r.low, r.high, r.overlap, r.data_seed)
+    kept = share_targets(np.ones((len(languages), len(train)), dtype=bool), languages, r.lang, r.low, r.high, r.overlap,
+                         r.data_seed)
     def pairs(numbers, l): return tuple([number_words(int(n), code) for n in numbers] for code in (l, r.target))
-    return languages, {l: pairs(train[k], l) for l, k in zip(languages, kept)}, *(pairs(numbers, r.lang) for numbers in rest)
+    train_pairs = {l: pairs(train[k], l) for l, k in zip(languages, kept)}
+    return languages, train_pairs, *(pairs(numbers, r.lang) for numbers in rest)
 
 def _enough(field: str, asked: int, have: int, where) -> None:
     "`ValueError` when more pairs are asked for than there are, or there are none."
@@ -250,39 +267,47 @@ def _train_lines(r: CorpusRecipe, files: dict) -> dict:
     targets, path = texts[r.lang][1], files[r.lang][1]
     there = np.array([[bool(s) for s in x] for x, _ in texts.values()])
     if not r.languages and not there.any(0).all():
-        raise ValueError(f"{path}, line {int(there.any(0).argmin()) + 1}: a target with no source; each must have one in some language")
-    for (l, f), have in zip(files.items(), there.sum(1).tolist()): _enough("low", r.low if l == r.lang else 0, have, f[0])
+        raise ValueError(f"{path}, line {int(there.any(0).argmin()) + 1}: a target with no source; "
+                         "each must have one in some language")
+    for (l, f), have in zip(files.items(), there.sum(1).tolist()):
+        _enough("low", r.low if l == r.lang else 0, have, f[0])
     some = there.any(0).nonzero()[0]   # with languages chosen, a target may have no source in any of them
     kept = share_targets(there[:, some], tuple(texts), r.lang, r.low, r.high, r.overlap, r.data_seed)
     for (l, f), k in zip(files.items(), kept):
-        if not k.any(): raise ValueError(f"overlap = {r.overlap}: leaves no pair of {l} ({f[0]}); a larger overlap or high, or other languages, are needed")
+        if not k.any():
+            raise ValueError(f"overlap = {r.overlap}: leaves no pair of {l} ({f[0]}); a larger overlap or high, "
+                             "or other languages, are needed")
     return {l: ([texts[l][0][i] for i in some[k]], [targets[i] for i in some[k]]) for l, k in zip(texts, kept)}
 
+# %% ../nbs/10_corpus.ipynb #3d2a5f2b
 def _train_pairs(r: CorpusRecipe, files: dict) -> dict:
     "Training pairs by language, from two files for each language."
     kept = {}
     for l, f in files.items():
         x, y = read_pair(*f)
         _enough("low", r.low if l == r.lang else 0, len(x), f[0])
-        at = pick(np.ones(len(x), dtype=bool), (r.low if l == r.lang else r.high) or len(x), r.data_seed, f"pairs {l}").nonzero()[0]
+        n = (r.low if l == r.lang else r.high) or len(x)
+        at = pick(np.ones(len(x), dtype=bool), n, r.data_seed, f"pairs {l}").nonzero()[0]
         kept[l] = [x[i] for i in at], [y[i] for i in at]
     return kept
 
 # %% ../nbs/10_corpus.ipynb #1a04d732
 def _places(root: Path, r: CorpusRecipe) -> tuple:
-    "Layout and source languages of a folder. `ValueError` that tells the layouts, or the target languages, when none fits."
+    "Layout and source languages of a folder. `ValueError` with the layouts, or the target languages, when none fits."
     if not root.is_dir(): raise ValueError(f"corpus = {r.corpus!r}: no such folder {root}")
     layout, places = find_places(root, r.target)
     if places: return layout, places
     words = {w for p in root.iterdir() for n in (p.name,) for w in (n.split(".")[-1], n.split("_")[-1])}
     if known := sorted(w for w in words if find_places(root, w)[1]): _one_of("target", r.target, known)
     l, t = "{lang}", r.target
-    raise ValueError(f"corpus = {r.corpus!r}: no training files in {root}; it must hold train.{t} and train.{l}, or train.{l}-{t}.{l} and "
-                     f"train.{l}-{t}.{t}, or {l}_{t}/ted-train.orig.{l} and {l}_{t}/ted-train.orig.{t} (or mtok)")
+    raise ValueError(f"corpus = {r.corpus!r}: no training files in {root}; it must hold train.{t} and train.{l}, "
+                     f"or train.{l}-{t}.{l} and train.{l}-{t}.{t}, "
+                     f"or {l}_{t}/ted-train.orig.{l} and {l}_{t}/ted-train.orig.{t} (or mtok)")
 
 def _held_out(r: CorpusRecipe, layout: str, place: tuple, part: str) -> tuple:
     "The first pairs of the dev or test files of `lang`."
-    files, size = find_pair(place, part, r.lang, r.target), getattr(r, f"{part}_size")
+    files = find_pair(place, part, r.lang, r.target)
+    size = getattr(r, f"{part}_size")
     pairs = [p for p in zip(*read_pair(*files, absent=layout == "lines")) if p[0]]
     _enough(f"{part}_size", size, len(pairs), files[0])
     return tuple(map(list, zip(*pairs[:size or None])))
@@ -295,8 +320,9 @@ def _files(r: CorpusRecipe) -> tuple:
         data = r.data_dir or os.environ.get("DATASEL_DATA")
         root = Path(data or "DATASEL_DATA", r.corpus)
         if not (data and root.is_dir()):
-            raise ValueError(f"corpus = 'multi30k': no folder {root}; set data_dir, or the environment variable DATASEL_DATA, to the folder that "
-                             "holds multi30k/ with the files train, val and test_2016_flickr, each with the endings .en, .de, .fr and .cs")
+            raise ValueError(f"corpus = 'multi30k': no folder {root}; set data_dir, or the environment variable "
+                             "DATASEL_DATA, to the folder that holds multi30k/ with the files train, val and "
+                             "test_2016_flickr, each with the endings .en, .de, .fr and .cs")
     layout, places = _places(root, r)
     languages = choose_languages(r, sorted(places))
     held_out = [_held_out(r, layout, places[r.lang], part) for part in ("dev", "test")]
@@ -306,4 +332,5 @@ def _files(r: CorpusRecipe) -> tuple:
 def load_corpus(recipe: CorpusRecipe) -> Parallel:
     "The corpus of a recipe. `ValueError` says what does not fit."
     languages, train, dev, test = (_numbers if recipe.corpus == "numbers" else _files)(recipe)
-    return Parallel(join_pairs(languages, train), *(join_pairs(languages, {recipe.lang: pairs}) for pairs in (dev, test)))
+    return Parallel(join_pairs(languages, train),
+                    *(join_pairs(languages, {recipe.lang: pairs}) for pairs in (dev, test)))

@@ -10,13 +10,16 @@ __all__ = ['NOISE', 'ACTIONS', 'DECISIONS', 'flip_labels', 'swap_images', 'thin_
 import copy
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from .examples import Split
+from .names import extra
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/01_corruption.ipynb #d6a13410
 def _count(share: float, n: int) -> int:
@@ -109,18 +112,20 @@ def permute_pixels(
     return new
 
 # %% ../nbs/01_corruption.ipynb #f2cef9a7
-def changed_labels(split: Split) -> pd.DataFrame:
+def changed_labels(split: Split) -> "pd.DataFrame":
     "One row per label that differs from the clean one, by id: `id`, `source`, `label`, `clean_label`. `ValueError` if those are unknown."
     if split.clean_y is None and split.noisy is not None and split.noisy.any():
         raise ValueError(f"clean_y = None: the clean labels of {int(split.noisy.sum())} noisy examples are not known")
+    with extra("workbench"): import pandas as pd
     clean = split.y if split.clean_y is None else split.clean_y
     ids = (split.y != clean).nonzero()[:, 0]
     columns = dict(id=ids, source=split.source[ids], label=split.y[ids], clean_label=clean[ids])
     return pd.DataFrame({name: t.cpu().numpy() for name, t in columns.items()})
 
-def _column(frame: pd.DataFrame, name: str, n: int) -> Tensor:
+def _column(frame: "pd.DataFrame", name: str, n: int) -> Tensor:
     "A column as int64. `ValueError` unless it holds whole numbers in 0..n-1."
     if name not in frame: raise ValueError(f"column {name!r} is missing; there are {', '.join(map(str, frame.columns))}")
+    with extra("workbench"): import pandas as pd
     values = pd.to_numeric(frame[name], errors="coerce").to_numpy(float, na_value=np.nan)
     if (bad := ~((values >= 0) & (values < n) & (np.floor(values) == values))).any():
         raise ValueError(f"{name} = {frame[name].iloc[int(bad.argmax())]}: must be a whole number in 0..{n - 1}")
@@ -129,7 +134,7 @@ def _column(frame: pd.DataFrame, name: str, n: int) -> Tensor:
 # %% ../nbs/01_corruption.ipynb #5d832fbc
 def apply_changes(
     split: Split,         # with the labels that the list calls clean
-    frame: pd.DataFrame,  # columns id, label, clean_label, one row per change; others are ignored
+    frame: "pd.DataFrame",  # columns id, label, clean_label, one row per change; others are ignored
 ) -> Split:
     "The split with the labels of a list. `ValueError` on a bad id or label, or a list made for other data."
     sizes = {"id": len(split), "label": split.n_classes, "clean_label": split.n_classes}
@@ -149,8 +154,9 @@ def apply_changes(
 ACTIONS = ("remove", "relabel", "keep")
 DECISIONS = ("source", "action", "label", "was", "reason")   # the columns of the file
 
-def read_decisions(path) -> pd.DataFrame:
+def read_decisions(path) -> "pd.DataFrame":
     "The rows of a file of decisions. `ValueError` naming the first line that is wrong."
+    with extra("workbench"): import pandas as pd
     if not Path(path).is_file(): raise ValueError(f"decisions = {str(path)!r}: no such file")
     try: frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
@@ -171,9 +177,10 @@ def read_decisions(path) -> pd.DataFrame:
 # %% ../nbs/01_corruption.ipynb #cf73d317
 def apply_decisions(
     split: Split,             # what training would see without them
-    decisions: pd.DataFrame,  # what `read_decisions` gave; rows about examples that the split does not have change nothing
+    decisions: "pd.DataFrame",  # what `read_decisions` gave; rows about examples that the split does not have change nothing
 ) -> Split:
     "The split after the decisions. `ValueError` when they are about other data, or leave nothing."
+    with extra("workbench"): import pandas as pd
     place = pd.Series(np.arange(len(split)), index=split.source.cpu().numpy())
     rows = decisions[decisions.source.isin(place.index)]
     if len(decisions) and not len(rows):
@@ -185,7 +192,7 @@ def apply_decisions(
     if not chosen.any(): raise ValueError(f"decisions: they remove all {len(split)} examples of the training split; must leave some")
     return new if chosen.all() else new.select(chosen.nonzero()[:, 0])
 
-def _relabelled(split: Split, rows: pd.DataFrame, at: Tensor, which) -> Split:
+def _relabelled(split: Split, rows: "pd.DataFrame", at: Tensor, which) -> Split:
     "The split with the new labels of the rows `which`, at positions `at`; all rows are checked against the labels that are there."
     if split.y.ndim > 1:   # sentences
         if which.any(): raise ValueError(f"action = 'relabel' for source {rows.source[which].iloc[0]}: must be remove or keep, for sentence pairs have no class")

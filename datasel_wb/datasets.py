@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from .core import check_settings, seeded, setting, suggest
@@ -24,6 +22,7 @@ from .corruption import (
     NOISE, apply_decisions, noise_pixels, not_streamed, permute_pixels, read_decisions, thin_classes)
 from .examples import Examples, Split, Splits
 from .images import Augment, FolderExamples, list_tree, load_images, try_load
+from .names import extra
 
 # %% ../nbs/01_datasets.ipynb #736b51b4
 STATS = {"mnist": ((0.1307,), (0.3081,)),
@@ -42,6 +41,7 @@ def pixel_stats(x: Tensor) -> tuple:
 
 def load_digits_splits() -> tuple:  # train (1,297) and test (500) `Examples`
     "scikit-learn's bundled digits, grey levels 0..16 scaled to 0..255."
+    with extra("workbench"): from sklearn.datasets import load_digits
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=seeded(0, "digits"))
     x = (torch.tensor(bunch.images) * (255 / 16)).round().to(torch.uint8)[order, None]
@@ -159,7 +159,8 @@ def _published(recipe: DataRecipe) -> tuple:
     if not root: raise ValueError(f"dataset = {name!r}: set data_dir, or the environment variable DATASEL_DATA, to the folder that holds it")
     stats, channels = STATS[name], len(STATS[name][0])
     if (Path(root) / name / "train").is_dir(): return load_tree(Path(root) / name, recipe, channels, stats)
-    kind = {"mnist": torchvision.datasets.MNIST, "cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    with extra("images"): from torchvision.datasets import CIFAR10, CIFAR100, MNIST
+    kind = {"mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try: sets = [kind(root, train=part, download=recipe.download) for part in (True, False)]
     except (RuntimeError, OSError) as e:
         if recipe.download: raise ValueError(f"dataset = {name!r}: could not be downloaded into {root} ({e})") from e

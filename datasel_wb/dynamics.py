@@ -7,14 +7,16 @@ __all__ = ['SUMS', 'LAST', 'ROWS', 'History', 'Dynamics']
 
 # %% ../nbs/04_dynamics.ipynb #0406cbea
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from .core import Collectives, check_ids
 from .scores import SCORES, residual
-from .names import moved
+from .names import extra, moved
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/04_dynamics.ipynb #3fde674b
 def _mapped(path: Path, shape: tuple) -> Tensor:
@@ -160,8 +162,9 @@ class Dynamics(nn.Module):
         "Scores [N] by name; NaN for examples never presented."
         return _scores(dict(zip(self.ROWS, self.rows.unbind(1))))
 
-    def table(self, **columns) -> pd.DataFrame:
+    def table(self, **columns) -> "pd.DataFrame":
         "One row per example: id, presentations, means over them, last values, scores, and further `columns` of length N."
+        with extra("workbench"): import pandas as pd
         row = dict(zip(self.ROWS, self.rows.cpu().unbind(1)))
         n = row["presentations"]
         rows = {"id": range(len(n)), "presentations": n.int()}

@@ -12,11 +12,8 @@ import io
 import threading
 from pathlib import Path
 
-import ipywidgets as W
 import numpy as np
-import pandas as pd
 import torch
-from fastcore.basics import patch
 from torch.utils.data import Dataset, Subset
 
 from . import chart_base
@@ -29,7 +26,12 @@ from .review import (
 from .runs import project_root
 from .watch import LiveView
 from .widgets import Histogram, Scatter
-from .names import moved
+from .names import extra, moved
+
+with extra("workbench"):
+    import ipywidgets as W
+    import pandas as pd
+    from fastcore.basics import patch
 
 # %% ../nbs/13_explorer.ipynb #11c54275
 def aligned(base: Records, other: Records, score: str) -> np.ndarray:

@@ -19,14 +19,12 @@ from typing import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.functional as TF
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .core import Batch, Collectives, seeded
 from .examples import Normalise, Split
+from .names import extra
 
 # %% ../nbs/01_images.ipynb #3cf799f3
 def pick_pixels(
@@ -51,7 +49,8 @@ def flip_crop(
     rows, cols = torch.arange(h, device=x.device), torch.arange(w, device=x.device).expand(b, w)
     oy, ox = ((v * (2 * crop + 1)).long() - crop for v in (down, right))
     if flip: cols = torch.where(mirror[:, None] < 0.5, w - 1 - cols, cols)
-    return pick_pixels(x, (oy[:, None] + rows)[:, :, None].expand(b, h, w), (ox[:, None] + cols)[:, None, :].expand(b, h, w))
+    return pick_pixels(x, (oy[:, None] + rows)[:, :, None].expand(b, h, w),
+                       (ox[:, None] + cols)[:, None, :].expand(b, h, w))
 
 # %% ../nbs/01_images.ipynb #39e14582
 OPS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
@@ -100,14 +99,16 @@ def warp(
 # %% ../nbs/01_images.ipynb #81ffcee2
 def _stretch(x: Tensor) -> Tensor:
     "AutoContrast as a table [B, C, 256]: the channel's darkest level becomes 0, its brightest 255."
-    v, low, high = (torch.arange(256.0, device=x.device), *(t.float()[:, :, None] for t in (x.amin((2, 3)), x.amax((2, 3)))))
+    v = torch.arange(256.0, device=x.device)
+    low, high = (t.float()[:, :, None] for t in (x.amin((2, 3)), x.amax((2, 3))))
     scale = 255 / (high - low).clamp_min(1)
     return torch.where(high > low, ((v - low) * scale).clamp(0, 255).floor(), v)
 
 def _equalize(x: Tensor) -> Tensor:
     "Equalize as a table [B, C, 256]: grey levels by the share of darker pixels."
     v, flat = torch.arange(256.0, device=x.device), x.flatten(2).long()
-    counts = torch.zeros(*x.shape[:2], 256, device=x.device).scatter_add_(2, flat, torch.ones_like(flat, dtype=torch.float32))
+    counts = torch.zeros(*x.shape[:2], 256, device=x.device)
+    counts.scatter_add_(2, flat, torch.ones_like(flat, dtype=torch.float32))
     brightest = counts.gather(2, flat.amax(2, keepdim=True))
     step = ((flat.shape[2] - brightest) / 255).floor()
     darker = F.pad(counts.cumsum(2), (1, 0))[..., :-1]
@@ -186,7 +187,8 @@ class Augment(Normalise):
 
     def apply(self, x: Tensor, u: Tensor) -> Tensor:
         "The augmentation of `x` [B, C, H, W] that the numbers `u` [9, B] say; deterministic."
-        if self.randaugment and x.dtype != torch.uint8: raise ValueError(f"randaugment = {self.randaugment}: needs uint8 images, not {x.dtype}")
+        if self.randaugment and x.dtype != torch.uint8:
+            raise ValueError(f"randaugment = {self.randaugment}: needs uint8 images, not {x.dtype}")
         if self.flip or self.crop: x = flip_crop(x, u[:3], self.flip, self.crop)
         if self.randaugment:
             for which, sign in zip(u[3:5].unbind(0), u[5:7].unbind(0)):
@@ -194,8 +196,9 @@ class Augment(Normalise):
         x = self.normalise(x)
         return cutout(x, u[7:9], self.cutout) if self.cutout else x
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, collectives: Collectives = Collectives()) -> Tensor:
-        "Raw images [B, C, H, W] to float32; unchanged but normalised without a generator, which draws for the global batch."
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None,
+                 collectives: Collectives = Collectives()) -> Tensor:
+        "Raw images [B, C, H, W] to float32; augmented with a generator, which draws for the global batch."
         if generator is None: return self.normalise(x)
         u = self.draw(collectives.count(x), generator)
         return self.apply(x, collectives.place(collectives.part(u, 1), x.device, 1))
@@ -207,6 +210,7 @@ def _natural(name: str) -> list:
     "A sorting key that reads digits as numbers."
     return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
+# %% ../nbs/01_images.ipynb #550c3e15
 def list_tree(
     folder,    # one split: <folder>/<class>/<file>
 ) -> tuple:    # files [N] (numpy bytes), labels [N] int64, class names
@@ -217,8 +221,10 @@ def list_tree(
     if len(classes) < 2: raise ValueError(f"{folder}: must hold at least 2 class folders, holds {len(classes)}")
     files, labels, place = [], [], []
     for c, name in enumerate(classes):
-        names = sorted((e.name for e in os.scandir(folder / name) if e.name.lower().endswith(IMAGE_FILES)), key=_natural)
-        if not names: raise ValueError(f"{folder / name}: an empty class folder, no file ends in {', '.join(IMAGE_FILES)}")
+        names = sorted((e.name for e in os.scandir(folder / name) if e.name.lower().endswith(IMAGE_FILES)),
+                       key=_natural)
+        if not names:
+            raise ValueError(f"{folder / name}: an empty class folder, no file ends in {', '.join(IMAGE_FILES)}")
         files += [os.fsencode(folder / name / n) for n in names]
         labels += [c] * len(names)
         place += [(r + 0.5) / len(names) for r in range(len(names))]
@@ -231,6 +237,9 @@ def read_image(
     channels: int = 3,  # 3: color, 1: grey
 ) -> Tensor:            # [C, h, w] uint8
     "Decode one image file. `ValueError` naming the file when it cannot be."
+    with extra("images"):
+        from PIL import Image
+        from torchvision.io import ImageReadMode, decode_image, read_file
     file = os.fsdecode(file)
     try:
         return decode_image(read_file(file), ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB)
@@ -262,6 +271,7 @@ def load_image(
     crop: str | None = None,   # name of the random window, e.g. "seed/epoch/id"; None: short side scaled, centre cut
 ) -> Tensor:                   # [C, size, size] uint8
     "One image file at one size."
+    with extra("images"): import torchvision.transforms.functional as TF
     image = read_image(file, channels)
     if size is None: return image
     if crop is not None:
@@ -291,7 +301,8 @@ def load_images(
     x, kept, bad = None, [], []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         starts = range(0, len(files), 64)
-        for i, image in ((lo + k, im) for lo, images in zip(starts, pool.map(block, starts)) for k, im in enumerate(images)):
+        for i, image in ((lo + k, im) for lo, images in zip(starts, pool.map(block, starts))
+                         for k, im in enumerate(images)):
             if isinstance(image, ValueError):
                 if not skip_corrupt: raise image
                 bad.append(image)
@@ -300,8 +311,10 @@ def load_images(
             if image.shape != x.shape[1:]: raise ValueError(_other_size(files[i], image, x))
             x[len(kept)] = image
             kept.append(i)
-    if not kept: raise ValueError(f"none of {len(files)} image files could be read" + f"; the first: {bad[0]}" * bool(bad))
-    if bad: warnings.warn(f"left out {len(bad)} of {len(files)} image files that could not be read; the first: {bad[0]}")
+    if not kept:
+        raise ValueError(f"none of {len(files)} image files could be read" + f"; the first: {bad[0]}" * bool(bad))
+    if bad:
+        warnings.warn(f"left out {len(bad)} of {len(files)} image files that could not be read; the first: {bad[0]}")
     return x[:len(kept)], torch.tensor(kept)
 
 # %% ../nbs/01_images.ipynb #83fbc0c0
@@ -329,6 +342,7 @@ class FolderExamples(Split):
         channels: int = 3,
         source=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,),  # see `Split`
     ):
+        with extra("images"): import torchvision  # noqa: F401, before processes that decode are forked
         super().__init__(y, classes, source, clean_y, noisy, mean, std)
         if len(files) != len(y): raise ValueError(f"files has {len(files)} rows, y has {len(y)}")
         self.files, self.image_size, self.channels, self.device = files, image_size, channels, torch.device("cpu")

@@ -7,13 +7,16 @@ __all__ = ['LANGUAGE_COLOURS', 'LANGUAGE_TITLES', 'MAP_COLOURS', 'CELL', 'langua
            'similarity_map']
 
 # %% ../nbs/12_language_charts.ipynb #7fc0d745
-import altair as alt
 import numpy as np
-import pandas as pd
 
 from .chart_base import (
     BLUE, GREY, HEIGHT, MAX_ROWS, VERMILLION, WIDTH, X_TITLES, check_known, dashed, end_labels, method_colours,
     need_columns, over_seeds, padded_domain, pick_rows, range_title, seeds_text, significant)
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
 
 # %% ../nbs/12_language_charts.ipynb #4d7e5ef1
 LANGUAGE_COLOURS = (BLUE, "#E69F00", "#B83280", "#56B4E9", VERMILLION, "#A55AFF", "#009E73", "#55661E", "#CC79A7")
@@ -25,7 +28,8 @@ def language_colours(
     names,     # languages in any iterable, repeats allowed
 ) -> dict:     # name -> (colour, dash), in order of appearance
     "A colour per language, and from the tenth on a dash too."
-    names, many = dict.fromkeys(names), len(LANGUAGE_COLOURS)
+    names = dict.fromkeys(names)
+    many = len(LANGUAGE_COLOURS)
     return {n: (LANGUAGE_COLOURS[i % many], [[1, 0], [6, 3], [2, 2]][i // many % 3]) for i, n in enumerate(names)}
 
 # %% ../nbs/12_language_charts.ipynb #1f3ea2d3
@@ -38,7 +42,8 @@ def _language_rows(metrics: pd.DataFrame, methods, prefix: str, split: str) -> t
     if not own:
         there = ", ".join(list(names)[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         raise ValueError(f"prefix = {prefix!r}: metrics with split {split!r} has no {prefix}/<language>, but {there}")
-    look = language_colours(language for head, _, language in names.values() if head in {*LANGUAGE_TITLES, prefix} and language)
+    look = language_colours(language for head, _, language in names.values()
+                            if head in {*LANGUAGE_TITLES, prefix} and language)
     rows = rows[rows["name"].isin(list(own))]
     methods = [methods] if isinstance(methods, str) else list(methods or method_colours(rows["method"]))
     for m in methods: pick_rows(rows, f"metrics of {prefix}/<language>", method=m)
@@ -55,12 +60,14 @@ def _language_table(rows: pd.DataFrame, methods: list) -> pd.DataFrame:
 def _language_shares(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
     "The rows with 0 for every language that a step lacks; `ValueError` unless each step sums to 1."
     where = ["method", "seed", "step"]
-    wide = rows.drop_duplicates([*where, "language"], keep="last").pivot(index=where, columns="language", values="value").fillna(0)
+    wide = rows.drop_duplicates([*where, "language"], keep="last")
+    wide = wide.pivot(index=where, columns="language", values="value").fillna(0)
     wrong = ((wide.sum(axis=1) - 1).abs() > 0.01) | (wide < 0).any(axis=1)
     if wrong.any():
         method, _, step = wide.index[wrong][0]
         values = ", ".join(f"{v:.3g}" for v in wide[wrong].iloc[0][:9])
-        raise ValueError(f"prefix = {prefix!r}: {values} at step {step} of {method} are no shares, which sum to 1; see language_lines")
+        raise ValueError(f"prefix = {prefix!r}: {values} at step {step} of {method} are no shares, which sum to 1; "
+                         "see language_lines")
     table = wide.reset_index()
     first = table.drop_duplicates(["method", "seed"])   # counted since step 0
     if prefix == "usage": table = pd.concat([first[first["step"] > 0].assign(step=0), table])
@@ -105,7 +112,9 @@ def _language_panels(
     "A panel per method on common axes, each with the languages' names at its right."
     title, y_title = LANGUAGE_TITLES.get(prefix, (f"{prefix} of the source languages", prefix))
     parts = dict(iter(table.groupby("panel", sort=False)))
-    columns, panels, ends = min(columns, len(parts)), [], (int(table["step"].min()), int(table["step"].max()))
+    columns = min(columns, len(parts))
+    panels = []
+    ends = (int(table["step"].min()), int(table["step"].max()))
     width = {1: WIDTH, 2: 230}.get(columns, 180)
     colours = alt.Scale(domain=list(look), range=[c for c, _ in look.values()])
     for k, (method, part) in enumerate(parts.items()):
@@ -113,8 +122,10 @@ def _language_panels(
         last = part.groupby("line", sort=False).tail(1)
         names = pd.DataFrame({"y": last["label"], "text": last["line"], "colour": [look[n][0] for n in last["line"]]})
         part = part[["line", "x", "mean", "low", "high"]].assign(mean=significant(part["mean"], 5))
-        base = alt.Chart(part, width=width, height=HEIGHT).encode(x=x, color=alt.Color("line:N", scale=colours, legend=None))
-        panels.append(alt.layer(*draw(base, y), end_labels(names, domain, width), title=alt.Title(method, fontSize=11, offset=6, frame="group")))
+        colour = alt.Color("line:N", scale=colours, legend=None)
+        base = alt.Chart(part, width=width, height=HEIGHT).encode(x=x, color=colour)
+        panels.append(alt.layer(*draw(base, y), end_labels(names, domain, width),
+                                title=alt.Title(method, fontSize=11, offset=6, frame="group")))
     return alt.concat(*panels, columns=columns, spacing=16, title=alt.Title(title, subtitle=about))
 
 # %% ../nbs/12_language_charts.ipynb #4b103144
@@ -128,13 +139,16 @@ def language_usage(
     "Share of each source language by step, a stack per method; means over seeds."
     rows, methods, look = _language_rows(metrics, methods, prefix, split)
     table = _language_table(_language_shares(rows, prefix), methods)
-    table = table[table.groupby(["panel", "line"])["mean"].transform("max") > 0]   # no name for what a panel never shows
+    # no name for what a panel never shows
+    table = table[table.groupby(["panel", "line"])["mean"].transform("max") > 0]
     order = [n for n in look if (table["line"] == n).any()]
     def draw(base, y):
         tip = ["line:N", alt.Tooltip("x:Q", title="step"), alt.Tooltip("mean:Q", title="share", format=".1%")]
         return [base.mark_area(opacity=1, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q", tooltip=tip)]
-    about = "one seed" if table["seeds"].max() == 1 else f"mean of {seeds_text(table.groupby(['panel', 'line'])['seeds'].max())}"
-    return _language_panels(_stacked(table, order), {n: look[n] for n in order}, prefix, (0, 1), columns, draw, ".0%", about)
+    about = ("one seed" if table["seeds"].max() == 1
+             else f"mean of {seeds_text(table.groupby(['panel', 'line'])['seeds'].max())}")
+    return _language_panels(_stacked(table, order), {n: look[n] for n in order}, prefix, (0, 1), columns, draw,
+                            ".0%", about)
 
 # %% ../nbs/12_language_charts.ipynb #c88d9eee
 def language_lines(
@@ -175,15 +189,17 @@ def _cells(frame: pd.DataFrame, domain: tuple) -> pd.DataFrame:
     if not frame.size: raise ValueError("frame: there is no language")
     rows, columns = [list(map(str, names)) for names in (frame.index, frame.columns)]
     if sorted(rows) != sorted(columns):
-        raise ValueError(f"frame: its rows are {', '.join(rows)}, its columns {', '.join(columns)}; must be the same languages")
-    table = pd.DataFrame({"row": np.repeat(rows, len(rows)), "column": columns * len(rows), "value": frame.to_numpy(float).ravel()})
+        raise ValueError(
+            f"frame: its rows are {', '.join(rows)}, its columns {', '.join(columns)}; must be the same languages")
+    table = pd.DataFrame({"row": np.repeat(rows, len(rows)), "column": columns * len(rows),
+                          "value": frame.to_numpy(float).ravel()})
     if (bad := table["value"][~table["value"].between(0, 1) & table["value"].notna()]).size:
         raise ValueError(f"frame: {float(bad.iloc[0])!r}: must be between 0 and 1")
     return table.assign(value=significant(table["value"], 4), ink=_inks(table["value"], domain))
 
 # %% ../nbs/12_language_charts.ipynb #b263f43c
 def similarity_map(
-    frame: pd.DataFrame,               # square, languages in index and columns; values in [0, 1]; NaN leaves a cell empty
+    frame: pd.DataFrame,               # square, languages in index and columns; values in [0, 1]; NaN: an empty cell
     title: str = "similarity of languages",
     row_title: str | None = None,      # beside the rows
     column_title: str | None = None,   # above the columns
@@ -195,13 +211,17 @@ def similarity_map(
     table = _cells(frame, domain)
     rows, columns = (list(dict.fromkeys(table[c])) for c in ("row", "column"))
     if highlight is not None: check_known(highlight, "highlight", rows)
-    names, gaps = dict(ticks=False, domain=False, grid=False, labelPadding=6), dict(paddingInner=0.05, paddingOuter=0.05)
+    names = dict(ticks=False, domain=False, grid=False, labelPadding=6)
+    gaps = dict(paddingInner=0.05, paddingOuter=0.05)
     angle = 0 if max(map(len, columns)) <= 5 else -45
     base = alt.Chart(table, title=title, width=alt.Step(CELL), height=alt.Step(CELL)).encode(
-        x=alt.X("column:N", title=column_title, scale=alt.Scale(domain=columns, **gaps), axis=alt.Axis(orient="top", labelAngle=angle, **names)),
-        y=alt.Y("row:N", title=row_title, scale=alt.Scale(domain=rows, **gaps), axis=alt.Axis(**names)), tooltip=["row", "column", "value"])
+        x=alt.X("column:N", title=column_title, scale=alt.Scale(domain=columns, **gaps),
+                axis=alt.Axis(orient="top", labelAngle=angle, **names)),
+        y=alt.Y("row:N", title=row_title, scale=alt.Scale(domain=rows, **gaps), axis=alt.Axis(**names)),
+        tooltip=["row", "column", "value"])
     colours = alt.Scale(domain=domain, range=MAP_COLOURS, interpolate="rgb", clamp=True)
-    cells = base.transform_filter("isValid(datum.value)").mark_rect().encode(color=alt.Color("value:Q", scale=colours, legend=None))
+    cells = base.transform_filter("isValid(datum.value)").mark_rect()
+    cells = cells.encode(color=alt.Color("value:Q", scale=colours, legend=None))
     texts = [cells.transform_filter(f"datum.ink == '{ink}'").mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=f".{digits}f"), color=alt.value(ink)) for ink in dict.fromkeys(table["ink"])]
     if highlight is None: return alt.layer(cells, *texts)

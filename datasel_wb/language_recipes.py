@@ -8,14 +8,15 @@ __all__ = ['NMT_RECIPES', 'NMT_METHODS', 'train_translation', 'check_languages']
 # %% ../nbs/11_language_recipes.ipynb #54bd635e
 from pathlib import Path
 from types import SimpleNamespace
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from .mixtures import LanguageContext
 from .recipes import trained
 from .registry import Declared
 from .trainer import fit
 from .translation import Text, Translation
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/11_language_recipes.ipynb #20e82214
 NMT_RECIPES = {
@@ -37,7 +38,7 @@ NMT_RECIPES = {
 # %% ../nbs/11_language_recipes.ipynb #670fb4c1
 NMT_METHODS = Declared("translation")   # name -> Method
 
-def _context(settings: SimpleNamespace, text: Text, alike: pd.DataFrame) -> LanguageContext:
+def _context(settings: SimpleNamespace, text: Text, alike: "pd.DataFrame") -> LanguageContext:
     return LanguageContext(text, lang=settings.data.lang, relative=settings.data.relative(), alike=alike)
 
 # %% ../nbs/11_language_recipes.ipynb #11456c0b
@@ -45,7 +46,7 @@ def train_translation(
     name: str,                  # a key of `NMT_METHODS`
     settings: SimpleNamespace,  # with the parts data (a `CorpusRecipe`), train (an `NMTRecipe`) and languages
     text: Text,
-    alike: pd.DataFrame,        # similarity of the languages
+    alike: "pd.DataFrame",        # similarity of the languages
     seed: int,
     folder: Path,               # of the run; the training goes to `<name>-<seed>` below it
 ) -> list:                      # the training and those that it builds on
@@ -55,7 +56,7 @@ def train_translation(
         return fit(recipe, own, selector, seed, Path(folder) / f"{method.name}-{seed}", kind=Translation, label=f"{method.name} {seed}")
     return trained(name, "translation", _context(settings, text, alike), train)
 
-def check_languages(settings: SimpleNamespace, text: Text, alike: pd.DataFrame) -> None:
+def check_languages(settings: SimpleNamespace, text: Text, alike: "pd.DataFrame") -> None:
     "Bind every method once before anything is trained. `ValueError` with the first problem."
     def bind(method, context): return Translation(*method.parts(settings, context))
     for name in settings.languages.names():

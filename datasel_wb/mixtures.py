@@ -13,8 +13,8 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from .core import Batch, check, check_settings, seeded, setting, start_momentum, suggest
 from .corpus import Corpus
 from .examples import fetch
+from .names import extra
 from .registry import Context, chosen, declare
 from .selectors import Selector, Uniform
 from .weighting import SPCL
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/10_mixtures.ipynb #98dd907e
 def ngrams(
@@ -43,8 +46,9 @@ def similarity(
     corpus: Corpus,
     n: int = 4,
     top: int = 10_000,
-) -> pd.DataFrame:  # [languages, languages], 0 to 1; row: S, column: S_i
+) -> "pd.DataFrame":  # [languages, languages], 0 to 1; row: S, column: S_i
     "Of the n-grams of the row's language, the share that the column's has too."
+    with extra("workbench"): import pandas as pd
     grams = [ngrams([s for s, k in zip(corpus.source, corpus.lang) if k == i], n, top) for i in range(len(corpus.languages))]
     return pd.DataFrame([[len(a & b) / len(a) for b in grams] for a in grams], index=corpus.languages, columns=corpus.languages)
 
@@ -342,7 +346,7 @@ class LanguageContext(Context):
     "What a method that chooses languages is made from, beside its settings."
     lang: str = ""                        # the low-resource language
     relative: str | None = None           # the language that is taken for its relative
-    alike: pd.DataFrame | None = None     # similarity of the languages
+    alike: "pd.DataFrame | None" = None   # similarity of the languages
     def tcs(self, s: LanguageRecipe) -> TCS:
         "Target-conditioned sampling for these languages."
         return TCS(self.alike.loc[self.lang].to_dict(), s.tau, s.block)

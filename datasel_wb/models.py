@@ -11,11 +11,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .core import check, suggest
+from .names import extra
 
 # %% ../nbs/02_models.ipynb #047f4d9a
 class Net(nn.Module):
@@ -55,26 +55,28 @@ def small_cnn(n_classes=10, in_channels=1, dropout=0.0, width=32, **bn) -> Net:
     return Net(body, 4 * width, n_classes, dropout)
 
 # %% ../nbs/02_models.ipynb #e004f8a2
-def _torchvision_net(make, n_classes, dropout, small_images=False, in_channels=3, **bn) -> Net:
-    body = make(weights=None, norm_layer=lambda c: nn.BatchNorm2d(c, **bn))
+def _torchvision_net(name, n_classes, dropout, small_images=False, in_channels=3, **bn) -> Net:
+    with extra("images"): import torchvision
+    body = getattr(torchvision.models, name)(weights=None, norm_layer=lambda c: nn.BatchNorm2d(c, **bn))
     n_features, body.fc = body.fc.in_features, nn.Identity()
     if small_images:
-        body.conv1, body.maxpool = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), nn.Identity()
+        body.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        body.maxpool = nn.Identity()
     elif in_channels != 3:
         body.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
     return Net(body, n_features, n_classes, dropout)
 
 def resnet18(n_classes=10, in_channels=3, dropout=0.0, **bn) -> Net:
     "ResNet-18 for small images: 3×3 stem, no pooling after it."
-    return _torchvision_net(torchvision.models.resnet18, n_classes, dropout, True, in_channels, **bn)
+    return _torchvision_net("resnet18", n_classes, dropout, True, in_channels, **bn)
 
 def resnet18_imagenet(n_classes=1000, in_channels=3, dropout=0.0, **bn) -> Net:
     "torchvision's ResNet-18, as on ImageNet."
-    return _torchvision_net(torchvision.models.resnet18, n_classes, dropout, False, in_channels, **bn)
+    return _torchvision_net("resnet18", n_classes, dropout, False, in_channels, **bn)
 
 def resnet50(n_classes=1000, in_channels=3, dropout=0.0, **bn) -> Net:
     "torchvision's ResNet-50, as on ImageNet."
-    return _torchvision_net(torchvision.models.resnet50, n_classes, dropout, False, in_channels, **bn)
+    return _torchvision_net("resnet50", n_classes, dropout, False, in_channels, **bn)
 
 # %% ../nbs/02_models.ipynb #f59bf6ad
 class PreactBlock(nn.Module):
@@ -119,13 +121,14 @@ class Residual(nn.Module):
         return x + self.second(self.first(x))
 
 def tiny_resnet(n_classes=10, in_channels=3, dropout=0.0, width=16, **bn) -> Net:
-    "Three convolutions of stride 2 and widths `width`, 2·`width`, 4·`width`, a residual block after the second and the third."
-    body = nn.Sequential(conv_bn(in_channels, width, 2, **bn), conv_bn(width, 2 * width, 2, **bn), Residual(2 * width, **bn),
-                         conv_bn(2 * width, 4 * width, 2, **bn), Residual(4 * width, **bn), Pool())
+    "Three convolutions of stride 2, widths `width`, 2·`width`, 4·`width`; residual blocks after the second and third."
+    body = nn.Sequential(conv_bn(in_channels, width, 2, **bn), conv_bn(width, 2 * width, 2, **bn),
+                         Residual(2 * width, **bn), conv_bn(2 * width, 4 * width, 2, **bn),
+                         Residual(4 * width, **bn), Pool())
     return Net(body, 4 * width, n_classes, dropout)
 
 def small_resnet(n_classes=10, in_channels=3, dropout=0.0, width=12, **bn) -> Net:
-    "Four convolutions of widths `width` to 8·`width`, each but the first halved by pooling, a residual block after the second and the last."
+    "Four convolutions of widths `width` to 8·`width`, pooled from the second on; residual blocks after two of them."
     def halved(n_in, n_out): return nn.Sequential(conv_bn(n_in, n_out, **bn), nn.MaxPool2d(2))
     body = nn.Sequential(conv_bn(in_channels, width, **bn), halved(width, 2 * width), Residual(2 * width, **bn),
                          halved(2 * width, 4 * width), halved(4 * width, 8 * width), Residual(8 * width, **bn), Pool())
@@ -135,7 +138,8 @@ def small_resnet(n_classes=10, in_channels=3, dropout=0.0, width=12, **bn) -> Ne
 def classifier(model: nn.Module) -> nn.Linear:
     "The last linear layer of a model. `ValueError` when it has none."
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not layers: raise ValueError(f"{type(model).__name__}: has no linear layer, so it has no features before a classifier")
+    if not layers:
+        raise ValueError(f"{type(model).__name__}: has no linear layer, so it has no features before a classifier")
     return layers[-1]
 
 def features_and_logits(
@@ -152,7 +156,7 @@ def features_and_logits(
 
 # %% ../nbs/02_models.ipynb #9dd20d68
 def _narrow(module: nn.Module, width: float, first: bool, last: bool) -> dict:
-    "Make one layer narrow: keep the input of the first and the output of the last; returns the shapes of its parameters."
+    "Make one layer narrow, but for the input of the first and the output of the last; returns its parameters' shapes."
     def share(n): return max(1, round(width * n))
     if isinstance(module, nn.BatchNorm2d):
         module.num_features = share(module.num_features)
@@ -160,18 +164,20 @@ def _narrow(module: nn.Module, width: float, first: bool, last: bool) -> dict:
             module.running_mean, module.running_var = torch.zeros(module.num_features), torch.ones(module.num_features)
     elif isinstance(module, nn.Conv2d) and module.groups > 1: module.groups = share(module.groups)
     elif not isinstance(module, (nn.Conv2d, nn.Linear)):
-        raise ValueError(f"{type(module).__name__}: a slim network can have Conv2d, BatchNorm2d and Linear layers with parameters")
+        raise ValueError(
+            f"{type(module).__name__}: a slim network can have Conv2d, BatchNorm2d and Linear layers with parameters")
     shapes = {}
     for name, p in module.named_parameters(recurse=False):
         grouped = isinstance(module, nn.Conv2d) and module.groups > 1
-        keep = [n if (i == 0 and last) or (i == 1 and (first or grouped)) or i > 1 else share(n) for i, n in enumerate(p.shape)]
+        keep = [n if (i == 0 and last) or (i == 1 and (first or grouped)) or i > 1 else share(n)
+                for i, n in enumerate(p.shape)]
         shapes[name] = tuple(slice(0, n) for n in keep)
         setattr(module, name, nn.Parameter(torch.empty(0), requires_grad=False))
     return shapes
 
 # %% ../nbs/02_models.ipynb #a0ff5cb4
 class Slim(nn.Module):
-    "The leading `width` of the channels of every layer of `model`, with its weights and batch-norm statistics of its own."
+    "The leading `width` of the channels of every layer of `model`: its weights, but batch-norm statistics of its own."
     def __init__(self,
         model: nn.Module,   # the wide network; stays the owner of all weights
         width: float = 0.5,  # share of the channels, in (0, 1]
@@ -211,6 +217,7 @@ MODELS = {
     "wrn28-10": lambda *a, **kw: wrn28(*a, k=10, **kw),
 }
 
+# %% ../nbs/02_models.ipynb #c7c80222
 def make_model(
     name: str,                # a key of `MODELS`
     n_classes: int,           # width of the logits

@@ -11,13 +11,16 @@ import io
 from functools import cached_property
 from pathlib import Path
 
-import altair as alt
 import numpy as np
-import pandas as pd
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from .chart_base import BLUE, GREY, VERMILLION, chart_png, encode_png, need_columns, pick_rows, theme
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
+    from PIL import Image, ImageDraw, ImageFont
 
 # %% ../nbs/12_pictures.ipynb #0a63c26e
 class Picture:
@@ -28,7 +31,8 @@ class Picture:
         alt: str,               # what it shows, in words
         limit: int = 100_000,   # bytes above which colours are reduced to 256
     ):
-        self.image, self.alt, self.limit, self.width, self.height = image, alt, limit, image.width // 2, image.height // 2
+        self.image, self.alt, self.limit = image, alt, limit
+        self.width, self.height = image.width // 2, image.height // 2
 
     @cached_property
     def png(self) -> bytes: return encode_png(self.image, self.limit)
@@ -43,6 +47,7 @@ class Picture:
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return data, {"image/png": {"width": self.width, "height": self.height, "alt": self.alt}}
 
+# %% ../nbs/12_pictures.ipynb #a346507b
 def _pixels(images) -> np.ndarray:
     "`uint8 [N, C, H, W]`, tensor or array, as `[N, H, W, 3]`."
     images = np.asarray(images.cpu() if hasattr(images, "cpu") else images)
@@ -65,6 +70,7 @@ def _fit(text: str, font, width: int) -> str:
     while text and font.getlength(text + "…") > width: text = text[:-1]
     return text + "…"
 
+# %% ../nbs/12_pictures.ipynb #05374a9c
 def _sheet(pixels: np.ndarray, lines: list, columns: int, scale: int) -> Image.Image:
     "Enlarged tiles in rows with centred lines of text below; all lengths in real pixels."
     n, h, w, _ = pixels.shape
@@ -91,8 +97,10 @@ def image_grid(
     scale: int | None = None,   # enlargement; None: tiles of about 64 pixels
 ) -> Picture:
     "Images enlarged without smoothing, in rows, each with its caption below."
-    pixels, captions = _pixels(images), [str(c) for c in captions or []]
-    if captions and len(captions) != len(pixels): raise ValueError(f"captions: {len(captions)} for {len(pixels)} images")
+    pixels = _pixels(images)
+    captions = [str(c) for c in captions or []]
+    if captions and len(captions) != len(pixels):
+        raise ValueError(f"captions: {len(captions)} for {len(pixels)} images")
     scale = scale or max(1, round(64 / pixels.shape[2]))
     lines = [c.split("\n") for c in captions] or [[]] * len(pixels)
     first = ", ".join(c.replace("\n", " ") for c in captions[:4]) + (" …" if len(captions) > 4 else "")

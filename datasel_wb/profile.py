@@ -7,14 +7,16 @@ __all__ = ['PARTS', 'CHIPS', 'FLOAT32', 'step_flops', 'Chips', 'projected_hours'
 
 # %% ../nbs/09_profile.ipynb #bb9e25d7
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
-import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import check, suggest
 from .loop import Training
+from .names import extra
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/09_profile.ipynb #db3e7daf
 PARTS = ("model", "dev gradient", "reward", "scorer")   # the scorer, or whatever else the method computes
@@ -22,7 +24,8 @@ PARTS = ("model", "dev gradient", "reward", "scorer")   # the scorer, or whateve
 class _Meter:
     "Books what a `FlopCounterMode` counts on the parts of a step."
     def __init__(self):
-        self.mode, self.flops = FlopCounterMode(display=False), dict.fromkeys(PARTS, 0)
+        self.mode = FlopCounterMode(display=False)
+        self.flops = dict.fromkeys(PARTS, 0)
         self.part, self.booked = "model", 0
 
     def enter(self, part: str) -> str:
@@ -63,19 +66,23 @@ def _one_step(meter: _Meter, fn):
 def step_flops(
     training: Training,  # on a CPU or CUDA device
     steps: int = 1,      # to make and to average over, for methods whose steps differ
-) -> pd.DataFrame:       # a row per part: flops of a step (of this process), per_example, share
-    "Make a step as always, and count its products and convolutions by part. `ValueError` when the training is over, or on XLA."
+) -> "pd.DataFrame":     # a row per part: flops of a step (of this process), per_example, share
+    "Make a step as always and count its products and convolutions by part. `ValueError` on XLA or after the last step."
+    with extra("workbench"): import pandas as pd
     check("positive", int, steps=steps)
-    if training.backend.device.type == "xla": raise ValueError("device = 'xla': FLOPs are counted in eager PyTorch; must be cpu or cuda")
+    if training.backend.device.type == "xla":
+        raise ValueError("device = 'xla': FLOPs are counted in eager PyTorch; must be cpu or cuda")
     meter, sel, task = _Meter(), training.selector, training.selector.task
     counted = [(training, "one_step", _one_step(meter, training.one_step)), (sel, "loss", _loss(meter, sel.loss)),
                (sel, "after_step", meter.within("scorer", sel.after_step)),
-               (task, "dev_grad", meter.within("dev gradient", task.dev_grad)), (task, "align", meter.within("reward", task.align))]
+               (task, "dev_grad", meter.within("dev gradient", task.dev_grad)),
+               (task, "align", meter.within("reward", task.align))]
     seen = training.examples_seen
     with ExitStack() as stack:
         for owner, name, fn in counted: stack.enter_context(patch.object(owner, name, fn))
         for _ in range(steps):
-            if training.done: raise ValueError(f"steps = {steps}: the training ends before, at step {training.steps_done}")
+            if training.done:
+                raise ValueError(f"steps = {steps}: the training ends before, at step {training.steps_done}")
             training.step()
     flops = pd.Series(meter.flops, dtype=float).rename_axis("part") / steps
     examples = (training.examples_seen - seen) / steps / training.backend.collectives.world
@@ -94,13 +101,13 @@ FLOAT32 = ("reward", "scorer")   # parts of DDS that run in float32 where the mo
 
 # %% ../nbs/09_profile.ipynb #0b2489fd
 def projected_hours(
-    profile: pd.DataFrame,     # what `step_flops` gave
+    profile: "pd.DataFrame",   # what `step_flops` gave
     steps: int,                # optimizer steps
     batch_size: int,           # training examples per step, over all chips
     chips: str = "v4-8",       # a key of `CHIPS`
     utilisation: float = 0.4,  # share of the peak that is reached, in (0, 1]
     stage_steps: int = 0,      # steps of the scorer's supervised stage, plain training of the same network
-) -> pd.Series:                # hours by part, the supervised stage last; evaluation not counted
+) -> "pd.Series":              # hours by part, the supervised stage last; evaluation not counted
     "Hours of a training. `ValueError` on chips that are not in the table, and on numbers that cannot be."
     if chips not in CHIPS: raise ValueError(f"chips = {chips!r}: {suggest(chips, CHIPS)}")
     check("fraction", utilisation=utilisation)

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -29,6 +29,8 @@ from .registry import Context, Declared, before, chosen, declare
 from .selectors import Budget, Prune
 from .trainer import fit
 from .names import moved
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/11_recipes.ipynb #54ecd767
 _PUBLISHED = dict(
@@ -158,7 +160,7 @@ class CompareRecipe:
 
 # %% ../nbs/11_recipes.ipynb #618b19cb
 def order_of(
-    table: pd.DataFrame,  # one row per example in the order of ids: presentations, and a column of scores
+    table: "pd.DataFrame",  # one row per example in the order of ids: presentations, and a column of scores
     name: str,            # of the score, a key of `SCORES`
 ) -> Tensor:              # [n] ids
     "Ids from the easy to the hard end of a score. Examples never presented come last, so that pruning keeps them; `ValueError` on other NaN."
@@ -167,7 +169,7 @@ def order_of(
 
 AT_THE_END = {"last_layer_grad_norm": lambda model, b: last_layer_grad_norm(*features_and_logits(model, b.x)[::-1], b.y), "grand": grand}
 
-def scores_of(training: Training, names=()) -> pd.DataFrame:
+def scores_of(training: Training, names=()) -> "pd.DataFrame":
     "A training's records, with those gradient scores of its final weights that are asked for."
     task, clock = training.selector.task, time.perf_counter()
     late = {k: task.score_all(lambda b: f(training.model, b)) for k, f in AT_THE_END.items() if k in names}

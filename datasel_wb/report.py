@@ -15,16 +15,18 @@ import platform
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoints import write_atomic, write_frame
 from .loop import Training
+from .names import extra
 from .scores import noise_auroc
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/08_report.ipynb #128e32de
 def groups(score: Tensor, noisy: Tensor | None) -> dict:
@@ -55,6 +57,9 @@ class MetricLog:
         up_to: int = 0,                # the step from which the training goes on
         write: bool = True,            # False: another process writes the files
     ):
+        with extra("workbench"):
+            import pandas as pd
+            from torch.utils.tensorboard import SummaryWriter
         self.path, self.write = Path(folder) / "metrics.parquet" if folder else None, write
         old = pd.DataFrame() if saved is None else pd.read_parquet(io.BytesIO(saved.numpy().tobytes()))
         self.rows = list(old.itertuples(index=False, name=None))
@@ -77,8 +82,9 @@ class MetricLog:
         for name, v in scores.items() if self.board else ():
             for group, values in groups(v, noisy).items(): self.board.add_histogram(f"{name}/{group}", values, step)
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> "pd.DataFrame":
         "All rows."
+        with extra("workbench"): import pandas as pd
         return pd.DataFrame(self.rows, columns=self.COLUMNS)
 
     def save(self) -> None:
@@ -126,11 +132,11 @@ class Report:
                         for v, i in zip(*found) if v > -math.inf]
         return out
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         "One row per training example: id, what is known of it, records, the selector's scores."
         return self.training.dynamics.table(**self.split.columns(), **self.scores())
 
-def examples_table(training: Training) -> pd.DataFrame:
+def examples_table(training: Training) -> "pd.DataFrame":
     "The table of examples of a training."
     return (training.report or Report(training)).table()
 

@@ -7,10 +7,7 @@ __all__ = ['GROUPS', 'RING', 'COSTS', 'COST_SIZE', 'score_histogram', 'data_map'
            'accuracy_against_cost']
 
 # %% ../nbs/12_result_charts.ipynb #7011adab
-import altair as alt
 import numpy as np
-import pandas as pd
-from scipy.stats import spearmanr
 
 from datasel_wb.chart_base import (
     BLUE, GREY, HEIGHT, MAX_ROWS, VERMILLION, WIDTH, Y_TITLES, base_chart, check_known, dashed, end_labels,
@@ -18,6 +15,11 @@ from datasel_wb.chart_base import (
     significant)
 from .charts import log_ticks
 from .runs import plus_minus
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import pandas as pd
 
 # %% ../nbs/12_result_charts.ipynb #2e443140
 def _binned(
@@ -34,12 +36,14 @@ def _binned(
 def _of_method(examples: pd.DataFrame, method: str | None, seed: int | None = None) -> tuple:
     "Rows of one method, and of one seed where it is given, and words that say whose they are."
     methods = list(examples["method"].unique()) if "method" in examples else []
-    if method is None and len(methods) > 1: raise ValueError(f"method = None: examples has {', '.join(methods)}; name one")
+    if method is None and len(methods) > 1:
+        raise ValueError(f"method = None: examples has {', '.join(methods)}; name one")
     wanted = {k: v for k, v in {"method": method, "seed": seed}.items() if v is not None}
     rows = pick_rows(examples, "examples", **wanted) if wanted else examples
     owner = f" of {method or methods[0]}" if methods else ""
     return rows, owner + (f", seed {seed}" if seed is not None else "")
 
+# %% ../nbs/12_result_charts.ipynb #38dbab91
 def _scores(rows: pd.DataFrame, *scores: str) -> tuple:
     "Rows in which all these scores are finite numbers, with the group of each as `group`, and a line about them."
     found = rows.assign(**{k: pd.to_numeric(rows[k]).astype(float).replace([np.inf, -np.inf], np.nan) for k in scores})
@@ -74,8 +78,8 @@ def score_histogram(
     title = alt.Title(score + owner, subtitle=about)
     base = alt.Chart(_binned(rows[score], rows["group"], bins), title=title, width=WIDTH, height=HEIGHT)
     return base.mark_bar(opacity=0.6, binSpacing=0).encode(
-        x=alt.X("start:Q", title=score, bin="binned", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False)), x2="end:Q",
-        y=alt.Y("count:Q", title="examples", stack=None),
+        x=alt.X("start:Q", title=score, bin="binned", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False)),
+        x2="end:Q", y=alt.Y("count:Q", title="examples", stack=None),
         color=_group_colours(rows["group"]),
         tooltip=["group:N", alt.Tooltip("start:Q", format=".4~g"), alt.Tooltip("end:Q", format=".4~g"), "count:Q"])
 
@@ -89,13 +93,15 @@ def _sampled(
     drawn = rows.sample(min(len(rows), MAX_ROWS), random_state=0)
     if len(drawn) < len(rows): about += f"; {len(drawn):,} of them drawn"
     columns = [c for c in ("id", "seed", "class", *shown) if c in drawn]
-    drawn = drawn[columns].assign(**{c: significant(drawn[c], 5) for c in shown if pd.api.types.is_float_dtype(drawn[c])})
+    drawn = drawn[columns].assign(**{c: significant(drawn[c], 5)
+                                     for c in shown if pd.api.types.is_float_dtype(drawn[c])})
     return drawn, about
 
 def _points(rows: pd.DataFrame, x: alt.X, y: alt.Y, title: alt.Title) -> alt.Chart:
     "A square of small points with all columns as tooltip."
     size = 22 if len(rows) <= 1500 else 10
-    return alt.Chart(rows, title=title, width=300, height=300).mark_circle(size=size, opacity=0.75).encode(x=x, y=y, tooltip=list(rows.columns))
+    base = alt.Chart(rows, title=title, width=300, height=300)
+    return base.mark_circle(size=size, opacity=0.75).encode(x=x, y=y, tooltip=list(rows.columns))
 
 # %% ../nbs/12_result_charts.ipynb #375c9d02
 def data_map(
@@ -108,7 +114,8 @@ def data_map(
     need_columns(examples, "examples", *names)
     rows, owner = _of_method(examples, method, seed)
     rows, about = _sampled(*_scores(rows, *names), *names)
-    share = alt.Color("correct_mean:Q", title="correct, share", scale=alt.Scale(domain=[0, 0.5, 1], range=[VERMILLION, "#A9A3A8", BLUE]),
+    share = alt.Color("correct_mean:Q", title="correct, share",
+                      scale=alt.Scale(domain=[0, 0.5, 1], range=[VERMILLION, "#A9A3A8", BLUE]),
                       legend=alt.Legend(format=".0%", gradientLength=120, gradientOpacity=1))
     x = alt.X("confidence_spread:Q", title="spread of confidence (standard deviation)", axis=alt.Axis(tickCount=6))
     y = alt.Y("confidence:Q", title="mean confidence in the label", scale=alt.Scale(domain=[0, 1]))
@@ -128,11 +135,14 @@ def score_scatter(
     rows, owner = _of_method(examples, method, seed)
     found, about = _scores(rows, x, y)
     if lost := len(rows) - len(found): about += f"; {lost:,} without two finite scores left out"
+    with extra("workbench"): from scipy.stats import spearmanr
     rank = spearmanr(found[x], found[y]).statistic if found[x].nunique() > 1 < found[y].nunique() else np.nan
     said = "no rank correlation: a score is constant" if np.isnan(rank) else f"Spearman's ρ = {rank:.2f}"
     drawn, about = _sampled(found, about, x, y, "group")
-    across, up = (kind(field=k, type="quantitative", title=k, scale=alt.Scale(zero=False)) for kind, k in ((alt.X, x), (alt.Y, y)))
-    return _points(drawn, across, up, alt.Title(f"{y} against {x}{owner}: {said}", subtitle=about)).encode(color=_group_colours(found["group"]))
+    across, up = (kind(field=k, type="quantitative", title=k, scale=alt.Scale(zero=False))
+                  for kind, k in ((alt.X, x), (alt.Y, y)))
+    return _points(drawn, across, up, alt.Title(f"{y} against {x}{owner}: {said}", subtitle=about)).encode(
+        color=_group_colours(found["group"]))
 
 # %% ../nbs/12_result_charts.ipynb #c861275f
 def _removed(frame: pd.DataFrame, baseline: str | None, n_train: int | None) -> pd.DataFrame:
@@ -141,7 +151,8 @@ def _removed(frame: pd.DataFrame, baseline: str | None, n_train: int | None) -> 
     if baseline is not None: pick_rows(frame, "frame", score=baseline)
     most = frame["removed"].max()
     if n_train is not None and most > n_train: raise ValueError(f"n_train = {n_train!r}: frame removes up to {most}")
-    rows = frame.assign(step=frame["removed"], value=frame["accuracy"]).drop_duplicates(["score", "seed", "removed"], keep="last")
+    rows = frame.drop_duplicates(["score", "seed", "removed"], keep="last")
+    rows = rows.assign(step=rows["removed"], value=rows["accuracy"])
     table = over_seeds(rows, by="score")
     std = rows.groupby(["score", "removed"])["value"].std().round(4)
     table["std"] = std.loc[pd.MultiIndex.from_frame(table[["line", "step"]])].to_numpy()
@@ -149,7 +160,7 @@ def _removed(frame: pd.DataFrame, baseline: str | None, n_train: int | None) -> 
 
 # %% ../nbs/12_result_charts.ipynb #81b8c731
 def removal(
-    frame: pd.DataFrame,              # one row per run: score (name of the order), removed (examples), seed, accuracy (percent)
+    frame: pd.DataFrame,              # one row per run: score (the order), removed (examples), seed, accuracy (%)
     baseline: str | None = "random",  # score drawn grey and dashed
     n_train: int | None = None,       # training examples before removal; the tooltip then shows the share removed
 ) -> alt.LayerChart:
@@ -164,11 +175,13 @@ def removal(
     tip = ["line:N", alt.Tooltip("x:Q", title="removed", format=",d"), alt.Tooltip("seeds:Q", title="n"),
            alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f")]
     if n_train: tip.insert(2, alt.Tooltip("share:Q", title="share removed", format=".1%"))
-    area = base.mark_area(opacity=0.18 if len(look) <= 6 else 0.1, strokeWidth=0).encode(y=alt.Y("low:Q", **y), y2="high:Q")
+    area = base.mark_area(opacity=0.18 if len(look) <= 6 else 0.1, strokeWidth=0).encode(
+        y=alt.Y("low:Q", **y), y2="high:Q")
     mean = base.encode(y=alt.Y("mean:Q", **y), tooltip=tip)
     last = table.groupby("line").tail(1)
     ends = pd.DataFrame({"y": last["mean"], "text": last["line"], "colour": [look[n][0] for n in last["line"]]})
-    return area + dashed(mean.mark_line(strokeWidth=2), look) + mean.mark_circle(size=45, opacity=1) + end_labels(ends, domain)
+    return (area + dashed(mean.mark_line(strokeWidth=2), look) + mean.mark_circle(size=45, opacity=1)
+            + end_labels(ends, domain))
 
 # %% ../nbs/12_result_charts.ipynb #93e8b242
 def _runs(results: pd.DataFrame) -> tuple:
@@ -176,19 +189,23 @@ def _runs(results: pd.DataFrame) -> tuple:
     n = f"n = {seeds_text(results['n'])}".replace("one seed", "1 seed")
     return n, "one run per method" if results["std"].isna().all() else "bar: one standard deviation over seeds"
 
+# %% ../nbs/12_result_charts.ipynb #22c37934
 def comparison(
-    results: pd.DataFrame,   # one row per method: method, n, mean, std; attrs["metric"] names another metric than accuracy
+    results: pd.DataFrame,   # one row per method: method, n, mean, std; attrs["metric"]: another metric than accuracy
 ) -> alt.LayerChart:
     "Final accuracy, or another metric, of each method with its spread over seeds."
     need_columns(results, "results", "method", "n", "mean", "std")
     std = results["std"].fillna(0)
     rows = results[["method", "n", "mean", "std"]].assign(low=results["mean"] - std, high=results["mean"] + std)
     rows["label"] = [plus_minus(m, s) for m, s in zip(rows["mean"], rows["std"])]
-    look, (n, spread), (what, x_title) = method_colours(rows["method"]), _runs(rows), metric_of(results)
+    look = method_colours(rows["method"])
+    n, spread = _runs(rows)
+    what, x_title = metric_of(results)
     title = alt.Title(f"final {what}, {n}", subtitle=spread)
     base = alt.Chart(rows, title=title, width=WIDTH, height=alt.Step(30)).encode(
         y=alt.Y("method:N", title=None, sort=list(look), axis=alt.Axis(ticks=False, domain=False, labelPadding=8)),
-        color=alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
+        color=alt.Color("method:N", legend=None,
+                        scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
         tooltip=["method:N", "n:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f")])
     x = dict(title=x_title, scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
     dot = base.encode(x=alt.X("mean:Q", **x))
@@ -197,7 +214,8 @@ def comparison(
     return bar + dot.mark_circle(size=90, opacity=1) + text
 
 # %% ../nbs/12_result_charts.ipynb #5efc8213
-RING = [(s, k * d) for d in (0, 9, 16, 26, 38, 52, 66, 80) for k in (1, -1) for s in (1, -1, 0) if s or d > 9]   # side, pixels up
+# side, pixels up
+RING = [(s, k * d) for d in (0, 9, 16, 26, 38, 52, 66, 80) for k in (1, -1) for s in (1, -1, 0) if s or d > 9]
 
 def _overlap(box: tuple, others: np.ndarray) -> float:
     "Area that a box (left, bottom, right, top) shares with boxes [m, 4], pixels²."
@@ -223,7 +241,8 @@ def _free_places(
 ) -> np.ndarray:          # [n, 3] anchor x, middle y, side: 1 right of the point, -1 left, 0 centred
     "Places for names near their points that overlap little."
     (x, y), places = points.T, np.empty((len(points), 3))
-    taken = np.r_[np.c_[x - 6, y - 6, x + 6, y + 6], np.c_[x - 2, y - bars, x + 2, y + bars], [[0, rule, size[0], rule + 0.3]]]
+    taken = np.r_[np.c_[x - 6, y - 6, x + 6, y + 6], np.c_[x - 2, y - bars, x + 2, y + bars],
+                  [[0, rule, size[0], rule + 0.3]]]
     for i in np.argsort(y):
         def cost(candidate): return 4 * _overlap(candidate[0], taken) + candidate[2]
         box, places[i], _ = min(_candidates(x[i], y[i], widths[i], size), key=cost)
@@ -276,7 +295,7 @@ def _cost_axis(x: pd.Series) -> tuple:
 
 # %% ../nbs/12_result_charts.ipynb #49f69847
 def accuracy_against_cost(
-    table: pd.DataFrame,   # one row per method, as `runs.results` gives: method, n, mean, std, seconds, examples; attrs["metric"]
+    table: pd.DataFrame,   # as `runs.results` gives: method, n, mean, std, seconds, examples; attrs["metric"]
     x: str = "seconds",    # "seconds" (all training, pre-training included) or "examples" (processed)
 ) -> alt.LayerChart:
     "Final accuracy, or another metric, of each method against its cost, with its spread over seeds and its name."
@@ -286,14 +305,18 @@ def accuracy_against_cost(
     rows, look, (n, spread) = _placed(rows, domain, y_domain, log), method_colours(rows["method"]), _runs(rows)
     numbers = "format(datum.value, '~s')" if x == "examples" else "format(datum.value, ',.6~g')"
     x_axis = alt.Axis(labelExpr=numbers, **({"values": ticks} if ticks else {"tickCount": 6}))
-    along = alt.X("x:Q", title=COSTS[x], axis=x_axis, scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False))
+    along = alt.X("x:Q", title=COSTS[x], axis=x_axis,
+                  scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False))
     what, y_title = metric_of(table)
     y = dict(title=y_title, scale=alt.Scale(domain=y_domain, nice=False))
-    base = alt.Chart(rows, title=alt.Title(f"{what} against cost, {n}", subtitle=spread), width=COST_SIZE[0], height=COST_SIZE[1]).encode(
-        color=alt.Color("method:N", legend=None, scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
+    title = alt.Title(f"{what} against cost, {n}", subtitle=spread)
+    base = alt.Chart(rows, title=title, width=COST_SIZE[0], height=COST_SIZE[1]).encode(
+        color=alt.Color("method:N", legend=None,
+                        scale=alt.Scale(domain=list(look), range=[c for c, _ in look.values()])),
         tooltip=["method:N", "n:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f"),
                  alt.Tooltip("x:Q", title=x, format=",.4~g")])
     bar = base.mark_rule(strokeWidth=1.5, opacity=0.7).encode(x=along, y=alt.Y("low:Q", **y), y2="high:Q")
     dot = base.mark_circle(size=80, opacity=1).encode(x=along, y=alt.Y("mean:Q", **y))
-    level = base.transform_filter("datum.method == 'uniform'").mark_rule(strokeDash=[4, 3], opacity=0.7).encode(y=alt.Y("mean:Q", **y))
+    uniform = base.transform_filter("datum.method == 'uniform'")
+    level = uniform.mark_rule(strokeDash=[4, 3], opacity=0.7).encode(y=alt.Y("mean:Q", **y))
     return alt.layer(*([level] if "uniform" in look else []), bar, *_names(rows, base), dot)

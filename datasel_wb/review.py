@@ -21,10 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import torch
-from filelock import FileLock, Timeout
-from sklearn.decomposition import PCA
 
 from .checkpoints import write_atomic
 from .corpus import CorpusRecipe, load_corpus
@@ -38,6 +35,11 @@ from .recipes import DDS_RECIPES
 from .runs import RunRecipe, begin, finish, project_root, record, resolve
 from .trainer import fit, saved_model
 from .translation import NMTRecipe, Translation, prepare_text
+from .names import extra
+
+with extra("workbench"):
+    import pandas as pd
+    from filelock import FileLock, Timeout
 
 # %% ../nbs/12_review.ipynb #0682cb71
 EXAMPLE = dict(noise=0.4, dev_size=250, dev_from="rest", steps=160, history=30, log_every=20, eval_every=80, save_every=80)
@@ -237,8 +239,10 @@ def ask_model(
     return pd.DataFrame({"predicted": predicted, "probability": prob.numpy(), f"{how} 1": place[:, 0], f"{how} 2": place[:, 1]})
 
 def _embedding(features: np.ndarray, how: str) -> np.ndarray:
+    with extra("workbench"):
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
     if how == "pca": return PCA(2, random_state=0).fit_transform(features)
-    from sklearn.manifold import TSNE
     return TSNE(2, random_state=0, init="pca", perplexity=min(30, (len(features) - 1) / 3)).fit_transform(features)
 
 # %% ../nbs/12_review.ipynb #5cad12c7

@@ -24,10 +24,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
-import psutil
-from filelock import FileLock, Timeout
-
 import datasel_wb
 from . import tpu_trainer
 from .backends import make_backend
@@ -36,7 +32,13 @@ from .core import Collectives, check_settings, setting, suggest
 from .corruption import changed_labels
 from .examples import Splits
 from .loop import PLACE, Training
+from .names import extra
 from .trainer import Preemption
+
+with extra("workbench"):
+    import pandas as pd
+    import psutil
+    from filelock import FileLock, Timeout
 
 # %% ../nbs/11_runs.ipynb #8326e44f
 @dataclass(frozen=True)

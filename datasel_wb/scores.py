@@ -11,16 +11,18 @@ __all__ = ['SCORES', 'forgetting_events', 'first_learned', 'presentations_to_lea
 import pickle
 import re
 from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .core import Batch, evaluating, per_example_loss
+from .names import extra
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/04_scores.ipynb #d9debdf5
 def forgetting_events(
@@ -104,7 +106,7 @@ SCORES = {"forgetting": 1, "first_learned": 1, "presentations_to_learn": 1, "unf
 def merge_scores(
     frames: list,              # per-example tables (DataFrames) of one training set, one per seed
     scores: tuple | None = None,  # columns to merge; those of `SCORES` that the first table has when None
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     "One table of all seeds, by id: forgetting summed, every other score averaged. `ValueError` when the ids differ."
     if not frames: raise ValueError("frames = []: must hold at least one table")
     names = [k for k in scores or SCORES if scores or k in frames[0]]
@@ -115,6 +117,7 @@ def merge_scores(
         if lost := [name for name in names if name not in part]: raise ValueError(f"frames[{k}] has no column {lost[0]!r}")
         if len(part) != len(ids) or not part.index.is_unique or not part.index.isin(ids).all():
             raise ValueError(f"frames[{k}].id = {len(part)} ids: must be the {len(ids)} ids of frames[0], each once")
+    with extra("workbench"): import pandas as pd
     how = {"presentations": np.min} if all("presentations" in p for p in parts) else {}
     how |= {name: np.sum if name == "forgetting" else np.mean for name in names}
     return pd.DataFrame({"id": ids} | {k: f([p.loc[ids, k].to_numpy(float) for p in parts], 0) for k, f in how.items()})
@@ -205,6 +208,7 @@ def noise_auroc(
     noisy: Tensor,  # [N] bool
 ) -> float:
     "How well low scores single out noisy examples, 0 to 1; NaN when all examples are of one kind."
+    with extra("workbench"): from sklearn.metrics import roc_auc_score
     score, noisy = score.detach().cpu(), noisy.cpu()
     scored = ~score.isnan()
     score, noisy = score[scored], noisy[scored]

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from .core import (
@@ -22,7 +21,7 @@ from .core import (
 from .examples import Normalise, eval_batches, fetch
 from .models import Slim, classifier, features_and_logits
 from .scores import rank
-from .names import moved
+from .names import extra, moved
 from .registry import declare
 
 # %% ../nbs/05_selectors.ipynb #5bafad8c
@@ -444,6 +443,7 @@ class DynaMS(Selector):
     def agreement(self) -> dict:
         "How well the proxy ranks: Spearman correlation of all margins, and the share of the kept examples that the model would keep."
         if self.proxy is None or self.kept is None: raise ValueError("agreement: needs a proxy, and an epoch with a selection behind it")
+        with extra("workbench"): from scipy.stats import spearmanr
         full, slim = self.score(self.task.model), self.score(self.proxy)
         k = len(self.kept)
         both = len(set(rank(full)[:k].tolist()) & set(rank(slim)[:k].tolist()))

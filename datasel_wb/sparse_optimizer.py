@@ -34,17 +34,21 @@ class SparseSGD(torch.optim.Optimizer):
         weight_decay: float = 0,     # λ, of the entries of the batch
         nesterov: bool = False,      # Nesterov momentum
     ):
-        for name, value in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
+        for name, value in (("lr", lr), ("momentum", momentum), ("dampening", dampening),
+                            ("weight_decay", weight_decay)):
             if not (math.isfinite(value) and value >= 0): raise ValueError(f"{name} = {value}: must be 0 or more")
-        if nesterov and (momentum == 0 or dampening): raise ValueError("nesterov = True: needs a momentum above 0 and no dampening")
-        super().__init__(params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov))
+        if nesterov and (momentum == 0 or dampening):
+            raise ValueError("nesterov = True: needs a momentum above 0 and no dampening")
+        super().__init__(params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
+                                      nesterov=nesterov))
 
     def step(self,
         ids: Tensor | None = None,   # [B] ids of the batch; sparse gradients bring their own
-        grad: Tensor | None = None,  # [B, ...] gradients of these entries, for an optimizer of one tensor; None: those in `.grad`
+        grad: Tensor | None = None,  # [B, ...] gradients of these entries of the one tensor; None: those in `.grad`
     ) -> None:
-        "Update the entries of the batch. `ValueError` on ids that are no integers or out of range (on CUDA an assertion of the device)."
-        if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool): raise ValueError(f"ids: must be int64, are {ids.dtype}")
+        "Update the entries of the batch. `ValueError` on ids that are no integers or out of range (CUDA asserts)."
+        if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
+            raise ValueError(f"ids: must be int64, are {ids.dtype}")
         if grad is not None and (n := sum(len(g["params"]) for g in self.param_groups)) != 1:
             raise ValueError(f"grad: is for an optimizer of one tensor; this one has {n}")
         with torch.no_grad():

@@ -47,6 +47,7 @@ class ProcessGroup(Collectives):
 
     def agree(self, value): return _first(value)
 
+# %% ../nbs/09_tpu_trainer.ipynb #155bc189
 def _first(value):
     "The first process's value, in all of them."
     said = [value]
@@ -81,12 +82,14 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
+# %% ../nbs/09_tpu_trainer.ipynb #f10368d2
 def _exchange(module: nn.Module, layer: type) -> nn.Module:
-    "Make every batch norm of a module one of another class, in place. `ValueError` for other kinds than BatchNorm2d with its defaults."
+    "Give every batch norm of a module another class, in place. `ValueError` for any but BatchNorm2d with its defaults."
     for name, m in module.named_modules():
         if not isinstance(m, nn.modules.batchnorm._BatchNorm) or type(m) is layer: continue
         if type(m) is not nn.BatchNorm2d or not m.affine or not m.track_running_stats or m.momentum is None:
-            raise ValueError(f"{name} = {m}: on this engine must be a BatchNorm2d with weights, running statistics and a momentum")
+            raise ValueError(
+                f"{name} = {m}: on this engine must be a BatchNorm2d with weights, running statistics and a momentum")
         m.__class__ = layer
     return module
 
@@ -96,15 +99,21 @@ class Torchrun(Eager):
     def __init__(self, device: str = "auto", precision: str = "auto"):
         super().__init__(device, precision)
         if self.device.type == "cuda":
-            local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local >= there: raise ValueError(f"LOCAL_RANK = {local}: this machine has {there} CUDA devices, so at most --nproc-per-node {there}")
+            local = int(os.environ["LOCAL_RANK"])
+            there = torch.cuda.device_count()
+            if local >= there:
+                raise ValueError(
+                    f"LOCAL_RANK = {local}: this machine has {there} CUDA devices, so at most --nproc-per-node {there}")
             self.device = torch.device("cuda", local)
             torch.cuda.set_device(self.device)
-        if not dist.is_initialized(): dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
-        self.collectives, self.anywhere = ProcessGroup(), _Flag()
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+        self.collectives = ProcessGroup()
+        self.anywhere = _Flag()
         everyone = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (torch.__version__, self.device.type))
-        if len(set(everyone)) > 1: raise ValueError(f"torch and device = {sorted(set(everyone))}: must be the same in all processes")
+        if len(set(everyone)) > 1:
+            raise ValueError(f"torch and device = {sorted(set(everyone))}: must be the same in all processes")
 
     @property
     def kind(self): return f"{self.device.type} x {self.collectives.world}"
@@ -126,6 +135,7 @@ class Torchrun(Eager):
 
     def set_rng_state(self, state): super().set_rng_state(state["processes"][self.collectives.rank])
 
+# %% ../nbs/09_tpu_trainer.ipynb #a7e4e31e
 BACKENDS["torchrun"] = Torchrun
 
 # %% ../nbs/09_tpu_trainer.ipynb #1e1ab0b1
@@ -140,22 +150,24 @@ class AffineBatchNorm(nn.BatchNorm2d):
 
 # %% ../nbs/09_tpu_trainer.ipynb #4d9d33ab
 def _loop(step, state: list, rows: list, back: bool = False) -> tuple:
-    "The last state and what `step(state, row)` gives for each row, as a loop on an XLA device; from the last row on with `back`."
-    from torch_xla.experimental.scan import _scan_impl_flat   # without its tracing of derivatives, which are written below
+    "The last state and what `step(state, row)` gives for each row, as a loop on XLA; `back`: from the last row on."
+    # the public scan would trace derivatives, which are written below
+    from torch_xla.experimental.scan import _scan_impl_flat
     return _scan_impl_flat(step, state, rows, reverse=back)
 
+# %% ../nbs/09_tpu_trainer.ipynb #ef529168
 class _Recurrence(torch.autograd.Function):
-    "Outputs and cells [L, B, H] of an LSTM, from what the inputs add to the gates [L, B, 4H], U [4H, H] and the first state [B, H] each."
+    "Outputs and cells [L, B, H] of an LSTM from the inputs' part of the gates [L, B, 4H], U [4H, H], states [B, H]."
     @staticmethod
     def forward(ctx, gates, u, h, c):
-        def ahead(state, row):
+        def forward_step(state, row):
             h, c, u = state
             i, f, g, o = (row[0] + h.to(u.dtype) @ u.t()).chunk(4, 1)
             i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
             c = f * c + i * g
             h = o * c.tanh()
             return [h, c, u], [h, c, torch.cat([i, f, g, o], 1)]
-        _, (hs, cs, acts) = _loop(ahead, [h, c, u], [gates])
+        _, (hs, cs, acts) = _loop(forward_step, [h, c, u], [gates])
         ctx.save_for_backward(u, h, c, hs, cs, acts)
         return hs, cs
 
@@ -166,12 +178,14 @@ class _Recurrence(torch.autograd.Function):
         def flat(t): return t.transpose(0, 1).flatten(0, 1)   # [L, B, .] -> [B * L, .]: a batch that is split stays so
         def back(state, row):
             (dh, dc, u), (d_h, d_c, c, old, acts) = state, row
-            (i, f, g, o), t = acts.chunk(4, 1), c.tanh()
+            i, f, g, o = acts.chunk(4, 1)
+            t = c.tanh()
             dh = dh + d_h
             dc = dc + d_c + dh * o * (1 - t * t)
             d = torch.cat([dc * g * i * (1 - i), dc * old * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)], 1)
             return [(d.to(u.dtype) @ u).to(dh.dtype), dc * f, u], [d]
-        (dh, dc, _), (d,) = _loop(back, [torch.zeros_like(h), torch.zeros_like(c), u], [d_hs, d_cs, cs, before(cs, c), acts], back=True)
+        (dh, dc, _), (d,) = _loop(back, [torch.zeros_like(h), torch.zeros_like(c), u],
+                                  [d_hs, d_cs, cs, before(cs, c), acts], back=True)
         return d, (flat(d).t() @ flat(before(hs, h))).to(u.dtype), dh, dc
 
 # %% ../nbs/09_tpu_trainer.ipynb #105332db
@@ -180,15 +194,18 @@ class LoopLSTM(nn.LSTM):
     @staticmethod
     def fits(m: nn.Module) -> bool:
         "Whether a module is an LSTM of this kind; others stay as they are."
-        return isinstance(m, nn.LSTM) and m.batch_first and m.bias and m.num_layers == 1 and not (m.bidirectional or m.proj_size)
+        return (isinstance(m, nn.LSTM) and m.batch_first and m.bias and m.num_layers == 1
+                and not (m.bidirectional or m.proj_size))
 
     def forward(self, x, state=None):
         "Outputs [B, L, H] and the state after them, in float32 at least."
         if x.device.type != "xla": return super().forward(x, state)
         weight, u, *biases = self._flat_weights
         gates = nn.functional.linear(x, weight, sum(biases)).transpose(0, 1)
-        u, wide = u.to(gates.dtype), torch.promote_types(gates.dtype, torch.float32)
-        h, c = (torch.zeros(len(x), self.hidden_size, dtype=wide, device=x.device) if state is None else state[k][0].to(wide) for k in (0, 1))
+        u = u.to(gates.dtype)
+        wide = torch.promote_types(gates.dtype, torch.float32)
+        h, c = (torch.zeros(len(x), self.hidden_size, dtype=wide, device=x.device) if state is None
+                else state[k][0].to(wide) for k in (0, 1))
         hs, cs = _Recurrence.apply(gates.to(wide), u, h, c)
         return hs.transpose(0, 1), (hs[-1:], cs[-1:])
 
@@ -196,13 +213,18 @@ class LoopLSTM(nn.LSTM):
 def import_xla():
     "torch_xla, imported. `ValueError` when it is not installed or of another version than torch."
     try: there = version("torch_xla")
-    except PackageNotFoundError: raise ValueError("device = 'xla': needs torch_xla, which is not installed; pip install 'datasel_wb[tpu]'") from None
+    except PackageNotFoundError:
+        raise ValueError(
+            "device = 'xla': needs torch_xla, which is not installed; pip install 'datasel_wb[tpu]'") from None
     minor = lambda v: v.split("+")[0].split(".")[:2]
     if minor(there) != minor(torch.__version__):
-        raise ValueError(f"torch {torch.__version__} and torch_xla {there}: must be of the same release; pip install 'torch=={'.'.join(minor(there))}.*'")
-    os.environ.setdefault("PJRT_DEVICE", "TPU" if os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0") else "CPU")
+        raise ValueError(f"torch {torch.__version__} and torch_xla {there}: must be of the same release; "
+                         f"pip install 'torch=={'.'.join(minor(there))}.*'")
+    os.environ.setdefault("PJRT_DEVICE",
+                          "TPU" if os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0") else "CPU")
     import torch_xla
-    torch.__future__.set_overwrite_module_params_on_conversion(False)   # an optimizer's parameters stay the same objects
+    # an optimizer's parameters stay the same objects
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
     return torch_xla
 
 # %% ../nbs/09_tpu_trainer.ipynb #01cc00ad
@@ -247,15 +269,19 @@ class XLA(Eager):
         import torch_xla.core.xla_model as xm
         from torch_xla.backends import get_mat_mul_precision, set_mat_mul_precision
         try: self.collectives, self.device = Mesh(self.torch_xla), self.torch_xla.device()
-        except (RuntimeError, OSError) as e: raise ValueError(f"PJRT_DEVICE = {asked!r}: no such device here ({str(e).splitlines()[0]}); CPU always works") from None
+        except (RuntimeError, OSError) as e:
+            raise ValueError(
+                f"PJRT_DEVICE = {asked!r}: no such device here ({str(e).splitlines()[0]}); CPU always works") from None
         self.xm, self.anywhere = xm, _Flag() if self.collectives.hosts > 1 else bool
-        if get_mat_mul_precision() != "highest": set_mat_mul_precision("highest")   # a TPU would take bfloat16 for float32 rewards
+        if get_mat_mul_precision() != "highest":
+            set_mat_mul_precision("highest")   # a TPU would take bfloat16 for float32 rewards
         half = precision == "bfloat16" or (precision == "auto" and asked == "TPU")
         self.autocast = partial(torch.autocast, "xla", torch.bfloat16) if half else nullcontext
 
     def wrap(self, step):
         def train():
-            with torch.autograd.set_multithreading_enabled(False): step()   # else the graph varies with the order of the backward pass
+            with torch.autograd.set_multithreading_enabled(False):
+                step()   # else the graph varies with the order of the backward pass
         return self.torch_xla.compile(train, full_graph=True)
 
     def adapt(self, module):
@@ -266,7 +292,8 @@ class XLA(Eager):
         for t in tensors: self.collectives.replicate(t)
         self.synchronize()
 
-    def holds(self, nbytes): return nbytes <= 4e9   # a quarter of the smallest chip's memory; with several chips XLA does not tell it
+    def holds(self, nbytes):
+        return nbytes <= 4e9   # a quarter of the smallest chip's memory; with several chips XLA does not tell it
 
     @contextmanager
     def trace(self, folder):
@@ -275,7 +302,8 @@ class XLA(Eager):
         try: yield
         finally: xp.stop_trace()
 
-    def scalar(self, value): return torch.tensor([value]).to(self.device)   # a plain number would be a part of the graph
+    def scalar(self, value):
+        return torch.tensor([value]).to(self.device)   # a plain number would be a part of the graph
     def apply(self, optimizer, ok, lr): step_where(ok, optimizer, self.scalar(lr))
     def synchronize(self): self.torch_xla.sync(wait=True)
 
@@ -294,7 +322,8 @@ class XLA(Eager):
     def counters(self) -> dict:
         "Graphs compiled and transfers made by this process so far."
         from torch_xla.debug.metrics import metric_data
-        names = {"compiles": "CompileTime", "to_device": "TransferToDeviceTime", "from_device": "TransferFromDeviceTime"}
+        names = {"compiles": "CompileTime", "to_device": "TransferToDeviceTime",
+                 "from_device": "TransferFromDeviceTime"}
         return {f"xla/{k}": (metric_data(v) or [0])[0] for k, v in names.items()}
 
 # %% ../nbs/09_tpu_trainer.ipynb #ea37e03d

@@ -17,7 +17,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from torch import nn
-from tqdm import tqdm
 
 from .backends import Eager
 from .checkpoints import Checkpoints, write_frame
@@ -25,7 +24,9 @@ from .examples import Splits
 from .loop import Recipe, Training
 from .report import Live, MetricLog, Report
 from .selectors import Selector
-from .names import moved
+from .names import extra, moved
+
+with extra("workbench"): from tqdm import tqdm
 
 # %% ../nbs/08_trainer.ipynb #2ece9d10
 def progress_bar(total: int, done: int, label: str, shown: bool = True) -> tqdm:

@@ -14,15 +14,11 @@ import math
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Iterator, NamedTuple
+from typing import TYPE_CHECKING, Iterator, NamedTuple
 
 import numpy as np
-import pandas as pd
-import sentencepiece
 import torch
 import torch.nn.functional as F
-from sacrebleu.metrics import BLEU, CHRF
-from sacrebleu.significance import PairedTest
 from torch import Tensor, nn
 
 from .checkpoints import write_atomic
@@ -31,6 +27,14 @@ from .corpus import Corpus, Parallel
 from .corruption import apply_decisions, read_decisions
 from .examples import Examples, Loader, feed
 from .loop import LoopRecipe, Training
+from .names import extra
+
+with extra("text"):
+    import sentencepiece
+    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.significance import PairedTest
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/10_translation.ipynb #9dc7fe08
 PAD, BOS, EOS, UNK = range(4)
@@ -352,8 +356,9 @@ def paired_bootstrap(
     systems: dict,        # name -> translations; the first is the baseline
     references: list,     # one for each sentence
     samples: int = 1000,  # resampled test sets
-) -> pd.DataFrame:        # index: system; bleu, its 95% interval, p of the difference from the baseline (NaN for it; 1 where there is none)
+) -> "pd.DataFrame":      # index: system; bleu, its 95% interval, p of the difference from the baseline (NaN for it; 1 where there is none)
     "sacrebleu's paired bootstrap test of BLEU."
+    with extra("workbench"): import pandas as pd
     if len(systems) < 2: raise ValueError(f"systems = {list(systems)}: must be two or more, the baseline first")
     _check_lengths(references, **systems)
     _, scores = PairedTest(list(systems.items()), {"BLEU": BLEU(references=[references])}, None, "bs", samples)()

@@ -17,17 +17,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import altair as alt
-import ipywidgets as widgets
 import numpy as np
-import pandas as pd
-import psutil
 import torch
-from fastcore.basics import patch
 
 from . import chart_base, pictures
 from .core import check
 from .report import MetricLog
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import ipywidgets as widgets
+    import pandas as pd
+    import psutil
+    from fastcore.basics import patch
 
 # %% ../nbs/12_watch.ipynb #598d00d1
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def _from_live(name: str, live: dict, rows: pd.DataFrame) -> State:
             "failed": f"failed {at}: {live['message']}"}
     took, done = live["time"] - live["began"], live["step"] - live["start"]
     return State(phase, said[phase], name, live["step"], live["steps"],
-                 done / took if done and took > 0 else None, live["shown"], live["by"], live["highest"], live["lowest"], rows)
+                 done / took if done and took > 0 else None, live["shown"], live["by"], live["highest"],
+                 live["lowest"], rows)
 
 # %% ../nbs/12_watch.ipynb #28ffec5a
 def _from_records(folder: Path, rows: pd.DataFrame) -> State:
@@ -102,11 +106,13 @@ def _from_records(folder: Path, rows: pd.DataFrame) -> State:
     step, examples = int(rows["step"].max()) if len(rows) else 0, folder / "examples.parquet"
     if not examples.exists():
         said = f"what was saved up to step {step:,}" if len(rows) else "nothing was saved yet"
-        return State("unknown", f"it does not say how it goes: begun by an earlier version, or just now; {said}", folder.name, step, rows=rows)
+        return State("unknown", f"it does not say how it goes: begun by an earlier version, or just now; {said}",
+                     folder.name, step, rows=rows)
     try: table = pd.read_parquet(examples)
     except Exception as e: raise ValueError(f"{examples}: cannot be read ({type(e).__name__})") from None
     seconds = rows["seconds"].max() if len(rows) else float("nan")
-    return State("done", f"done: {step:,} steps in {seconds:,.1f} s", folder.name, step, step, rows=rows, **_extremes(table))
+    return State("done", f"done: {step:,} steps in {seconds:,.1f} s", folder.name, step, step, rows=rows,
+                 **_extremes(table))
 
 def _extremes(table: pd.DataFrame, n: int = 8) -> dict:
     "What `Training.extremes` gives, of a table of examples."
@@ -116,19 +122,21 @@ def _extremes(table: pd.DataFrame, n: int = 8) -> dict:
     kind = next((c for c in ("class", "language") if c in table), "id")
     rows = pd.DataFrame({"id": table["id"], "class": table[kind].astype(str), "value": table[f"{by}_last"],
                          "noisy": table["noisy"].eq(True) if "noisy" in table else False}).dropna()
-    return {"by": by, "highest": rows.nlargest(n, "value").to_dict("records"), "lowest": rows.nsmallest(n, "value").to_dict("records")}
+    return {"by": by, "highest": rows.nlargest(n, "value").to_dict("records"),
+            "lowest": rows.nsmallest(n, "value").to_dict("records")}
 
 # %% ../nbs/12_watch.ipynb #22daef33
 def _look_training(folder: Path) -> State:
     "How the training in a folder stands. `ValueError` when its files cannot be read."
-    told = folder / "live.json"
-    try: live = json.loads(told.read_text()) if told.exists() else None
+    path = folder / "live.json"
+    try: live = json.loads(path.read_text()) if path.exists() else None
     except FileNotFoundError: live = None   # it was done in this moment
-    except ValueError: raise ValueError(f"{told}: cannot be read") from None
+    except ValueError: raise ValueError(f"{path}: cannot be read") from None
     rows = read_rows(folder)
     if live is None: return _from_records(folder, rows)
     try: state = _from_live(folder.name, live, rows)
-    except (KeyError, TypeError, ValueError) as e: raise ValueError(f"{told}: another version wrote it ({type(e).__name__}: {e})") from None
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path}: another version wrote it ({type(e).__name__}: {e})") from None
     done = state.phase == "gone" and (folder / "examples.parquet").exists()   # killed at the very end
     return _from_records(folder, rows) if done else state
 
@@ -147,6 +155,7 @@ def _result(folder: Path, stamp: int) -> str:
     values = rows[rows["name"] == _metric(rows)].groupby("split")["value"].last()
     return f"{values.get('test', values.get('dev', float('nan'))):.1f} {'BLEU' if _metric(rows) == 'bleu' else '%'}"
 
+# %% ../nbs/12_watch.ipynb #097f9611
 def _trainings(folder: Path) -> dict:
     "The training folders of a run and when each last changed, oldest first."
     files = [f for name in ("live.json", "examples.parquet", "metrics.parquet") for f in folder.glob(f"*/{name}")]
@@ -169,22 +178,24 @@ def _owner(folder: Path) -> bool | None:
 def _look_run(folder: Path) -> State:
     "How the newest training of a run stands, and what is finished."
     trainings = _trainings(folder)
-    finished = {f.name: _result(f, at) for f, at in trainings.items() if (f / "examples.parquet").exists() and not (f / "live.json").exists()}
-    whole, count = (folder / "result.json").exists(), f"{len(finished)} training{'s' * (len(finished) != 1)} done"
+    finished = {f.name: _result(f, at) for f, at in trainings.items()
+                if (f / "examples.parquet").exists() and not (f / "live.json").exists()}
+    whole = (folder / "result.json").exists()
+    count = f"{len(finished)} training{'s' * (len(finished) != 1)} done"
     state = _look_training(list(trainings)[-1]) if trainings else State("waiting", "")
-    told = {"phase": state.phase, "message": state.message}
-    if whole: told = {"phase": "done", "message": f"the run is finished; {count}"}
+    said = {"phase": state.phase, "message": state.message}
+    if whole: said = {"phase": "done", "message": f"the run is finished; {count}"}
     elif state.phase in ("done", "waiting"):
         ended = _owner(folder) is False
-        told = {"phase": "gone" if ended else "waiting", "message": f"{count}; " + ("the run's process is gone, the same command goes on"
-                                                                                   if ended else "waiting for the next training")}
-    return State(**vars(state) | told | {"finished": finished})
+        then = "the run's process is gone, the same command goes on" if ended else "waiting for the next training"
+        said = {"phase": "gone" if ended else "waiting", "message": f"{count}; {then}"}
+    return State(**vars(state) | said | {"finished": finished})
 
 # %% ../nbs/12_watch.ipynb #5bddf2b9
 def look(
     folder,    # of a training, or of a run
 ) -> State:
-    "How a training or a run stands, from its folder; problems are told in its message."
+    "How a training or a run stands, from its folder; problems are in its message."
     folder = Path(folder)
     try:
         if any((folder / name).exists() for name in ("live.json", "tb", "checkpoints")): return _look_training(folder)
@@ -202,10 +213,13 @@ def curve_points(
 ) -> list:                # of dicts: panel ("loss" or "metric"), line (the split), step, value
     "What the curves show."
     panel = rows["name"].map({"loss": "loss", _metric(rows): "metric"})
-    rows = rows[panel.notna() & np.isfinite(rows["value"].astype(float))].assign(panel=panel).rename(columns={"split": "line"})
-    parts = [g.iloc[np.unique(np.linspace(0, len(g) - 1, most).round().astype(int))] for _, g in rows.groupby(["panel", "line"])]
+    rows = rows[panel.notna() & np.isfinite(rows["value"].astype(float))]
+    rows = rows.assign(panel=panel).rename(columns={"split": "line"})
+    parts = [g.iloc[np.unique(np.linspace(0, len(g) - 1, most).round().astype(int))]
+             for _, g in rows.groupby(["panel", "line"])]
     return pd.concat(parts)[["panel", "line", "step", "value"]].to_dict("records") if parts else []
 
+# %% ../nbs/12_watch.ipynb #b814730c
 def _curves(metric: str) -> alt.HConcatChart:
     "Both panels of the dataset `rows`."
     colour = alt.Color("line:N", title=None, scale=alt.Scale(domain=list(SPLITS), range=list(SPLITS.values())),
@@ -213,9 +227,12 @@ def _curves(metric: str) -> alt.HConcatChart:
     def panel(name, title):
         base = alt.Chart(width=290, height=170).transform_filter(alt.datum.panel == name)
         return base.mark_line(strokeWidth=2, point={"size": 14}).encode(
-            x=alt.X("step:Q", title=chart_base.X_TITLES["step"], scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)), color=colour,
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(minExtent=36)), tooltip=["line:N", "step:Q", alt.Tooltip("value:Q", format=".4~g")])
-    return alt.hconcat(panel("loss", chart_base.Y_TITLES["loss"]), panel("metric", chart_base.Y_TITLES[metric]), data=alt.NamedData("rows"))
+            x=alt.X("step:Q", title=chart_base.X_TITLES["step"], scale=alt.Scale(zero=True),
+                    axis=alt.Axis(tickCount=5)), color=colour,
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(minExtent=36)),
+            tooltip=["line:N", "step:Q", alt.Tooltip("value:Q", format=".4~g")])
+    return alt.hconcat(panel("loss", chart_base.Y_TITLES["loss"]), panel("metric", chart_base.Y_TITLES[metric]),
+                       data=alt.NamedData("rows"))
 
 # %% ../nbs/12_watch.ipynb #30ac531e
 LOOKS = {"running": "info", "done": "success", "failed": "danger", "gone": "danger", "stopped": "warning"}
@@ -223,7 +240,8 @@ LOOKS = {"running": "info", "done": "success", "failed": "danger", "gone": "dang
 def _headline(s: State) -> str:
     "Name, progress and message, as HTML."
     def time_left(t): return f"{t:.0f} s" if t < 100 else f"{t / 60:.0f} min" if t < 6000 else f"{t / 3600:.1f} h"
-    parts = [f"step {s.step:,} of {s.steps:,}" if s.steps else "", f"{s.rate:.3g} steps/s" if s.rate and s.phase == "running" else "",
+    parts = [f"step {s.step:,} of {s.steps:,}" if s.steps else "",
+             f"{s.rate:.3g} steps/s" if s.rate and s.phase == "running" else "",
              f"{time_left(s.left)} left" if s.left is not None else "", *(f"{k} {v}" for k, v in s.shown.items())]
     line = " · ".join(html.escape(p) for p in parts if p)
     return (f"<b>{html.escape(s.name)}</b>&ensp;<b>{s.phase}</b>&ensp;{line}"
@@ -232,7 +250,8 @@ def _headline(s: State) -> str:
 def _finished(results: dict) -> str:
     "The finished trainings of a run, as HTML."
     each = "".join(f"<li>{html.escape(name)}: {text}</li>" for name, text in results.items())
-    return f"<details><summary>{len(results)} finished</summary><ul style='columns: 3'>{each}</ul></details>" if results else ""
+    return (f"<details><summary>{len(results)} finished</summary><ul style='columns: 3'>{each}</ul></details>"
+            if results else "")
 
 # %% ../nbs/12_watch.ipynb #57803713
 def _examples_html(
@@ -246,9 +265,12 @@ def _examples_html(
     shown = html.escape(" · ".join(f"{e['id']} ({label}) {e['value']:.3g}" for e, label in zip(found, labels)))
     if split is not None:
         ids = torch.tensor([e["id"] for e in found])
-        if int(ids.max()) >= len(split): raise ValueError(f"split: has {len(split):,} examples, the training has id {int(ids.max())}")
-        picture = pictures.image_grid(split.take(ids).x, [f"{label}\n{e['value']:.3g}" for e, label in zip(found, labels)])
-        shown = f"<img src='{picture.url}' width='{picture.width}' height='{picture.height}' title='{shown}' alt='{shown}'>"
+        if int(ids.max()) >= len(split):
+            raise ValueError(f"split: has {len(split):,} examples, the training has id {int(ids.max())}")
+        picture = pictures.image_grid(split.take(ids).x,
+                                      [f"{label}\n{e['value']:.3g}" for e, label in zip(found, labels)])
+        shown = (f"<img src='{picture.url}' width='{picture.width}' height='{picture.height}' title='{shown}' "
+                 f"alt='{shown}'>")
     return f"<div style='line-height: 1.4'>{title}<br>{shown}</div>"
 
 # %% ../nbs/12_watch.ipynb #6193ee1b
@@ -256,7 +278,7 @@ class LiveView(widgets.VBox):
     "Shows how a training or a run goes, from its folder; `close()` ends it, and so does the end of the training."
     def __init__(self,
         folder,               # of a training, or of a run; it need not exist yet
-        every: float = 1.0,   # seconds between looks; more where looks are costly, so that they take at most 1% of a core
+        every: float = 1.0,   # seconds between looks; more where a look is costly: at most 1% of a core
         split=None,           # the training split, for pictures of the examples
     ):
         self.over, self.metric, self.stamp = threading.Event(), "loss", None
@@ -289,21 +311,27 @@ class LiveView(widgets.VBox):
 # %% ../nbs/12_watch.ipynb #17fd25f1
 @patch
 def update(self: LiveView) -> None:
-    "Look at the folder and show what changed; what cannot be shown is told."
+    "Look at the folder and show what changed; what cannot be shown is said."
     try:
-        stamp = tuple(_changed(self.folder / n) for n in ("live.json", "result.json", "examples.parquet")), tuple(_trainings(self.folder).items())
+        files = tuple(_changed(self.folder / n) for n in ("live.json", "result.json", "examples.parquet"))
+        stamp = files, tuple(_trainings(self.folder).items())
         if stamp == self.stamp and time.time() - self.looked < 5: return
-        self.stamp, self.looked, self.state = stamp, time.time(), look(self.folder)
+        self.stamp, self.looked = stamp, time.time()
+        self.state = look(self.folder)
         self._show(self.state)
     except Exception as e: self.others.value = html.escape(f"this cannot be shown: {e}")
     if self.state and self.state.phase == "done": self.over.set()
 
+# %% ../nbs/12_watch.ipynb #52a7a23e
 @patch
 def _show(self: LiveView, s: State) -> None:
     "Put a state into the widgets."
-    self.head.value, self.others.value = _headline(s), _finished(s.finished)
-    self.bar.value, self.bar.bar_style = s.step / s.steps if s.steps else 0, LOOKS.get(s.phase, "")
-    points, metric = curve_points(s.rows), _metric(s.rows)
+    self.head.value = _headline(s)
+    self.others.value = _finished(s.finished)
+    self.bar.value = s.step / s.steps if s.steps else 0
+    self.bar.bar_style = LOOKS.get(s.phase, "")
+    points = curve_points(s.rows)
+    metric = _metric(s.rows)
     if metric != self.metric: self.chart.draw(_curves(metric), points)
     else: self.chart.rows = points
     self.metric = metric

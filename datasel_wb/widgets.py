@@ -8,14 +8,17 @@ __all__ = ['PALETTE', 'palette', 'Scatter', 'Histogram']
 # %% ../nbs/12_widgets.ipynb #858aaa9d
 import html
 
-import altair as alt
-import ipywidgets as widgets
-import jscatter
 import numpy as np
-import pandas as pd
-import traitlets
 
 from .chart_base import COLOURS, GREY, LiveChart
+from .names import extra
+
+with extra("workbench"):
+    import altair as alt
+    import ipywidgets as widgets
+    import jscatter
+    import pandas as pd
+    import traitlets
 
 # %% ../nbs/12_widgets.ipynb #8eef4370
 PALETTE = (*COLOURS, "#A55AFF", "#9A9A00", "#8C564B", GREY)   # the last four: more classes than six
@@ -64,14 +67,17 @@ def _note(
     if not wanted: return "The filter leaves no row."
     if not finite: return "No row has a finite value, so there is nothing to draw."
     lost = wanted - finite
-    notes = [f"{lost:,} {'row has' if lost == 1 else 'rows have'} no finite value and {'is' if lost == 1 else 'are'} not drawn."] if lost else []
+    rows_have, are = ("row has", "is") if lost == 1 else ("rows have", "are")
+    notes = [f"{lost:,} {rows_have} no finite value and {are} not drawn."] if lost else []
     return " ".join(notes + ([f"A sample of {drawn:,} of {finite:,} rows is drawn."] if drawn < finite else []))
 
 # %% ../nbs/12_widgets.ipynb #02d60b58
 class _View(widgets.VBox):
     "A legend, a picture and a note, one below the other."
     def __init__(self, n: int):
-        self._n, self._legend, self._note = n, widgets.HTML(), widgets.HTML()
+        self._n = n
+        self._legend = widgets.HTML()
+        self._note = widgets.HTML()
         super().__init__()
         self.add_class(f"datasel-{type(self).__name__.lower()}")   # for styles and tests
 
@@ -82,7 +88,9 @@ class _View(widgets.VBox):
 
     def _place(self, picture, legend: str, note: str):
         "Show a picture, its legend and its note."
-        for box, text in ((self._legend, legend), (self._note, note)): box.value, box.layout.display = text, None if text else "none"
+        for box, text in ((self._legend, legend), (self._note, note)):
+            box.value = text
+            box.layout.display = None if text else "none"
         self.children = [self._legend, *([picture] if picture else []), self._note]
 
 # %% ../nbs/12_widgets.ipynb #e6ae457c
@@ -100,9 +108,10 @@ def _plot(
     "An empty plot of M points that is readable on light and on dark."
     names, colours = _categories(colour)
     zeros = np.zeros(len(names))
-    plot = jscatter.Scatter(x=zeros, y=zeros, data=pd.DataFrame(tooltip, index=range(len(names))), color_by=names, color_map=colours,
-                            background_color=(0, 0, 0, 0), width=size[0], height=size[1], size=4, axes_grid=True, mouse_mode="lasso",
-                            tooltip=True, tooltip_properties=["x", "y", "color", *tooltip], tooltip_histograms=False)
+    plot = jscatter.Scatter(x=zeros, y=zeros, data=pd.DataFrame(tooltip, index=range(len(names))), color_by=names,
+                            color_map=colours, background_color=(0, 0, 0, 0), width=size[0], height=size[1], size=4,
+                            axes_grid=True, mouse_mode="lasso", tooltip=True,
+                            tooltip_properties=["x", "y", "color", *tooltip], tooltip_histograms=False)
     grey = [0.48, 0.48, 0.48, 1.0]
     plot.widget.axes_color, plot.widget.tooltip_color, plot.widget.prevent_filter_reset = grey, grey, True
     plot.widget._esm = _in_turn(plot.widget._esm)
@@ -125,8 +134,11 @@ function inTurn(plot) {
 
 def _in_turn(script: str) -> str:
     "The script of jupyter-scatter, with calls that wait for one another."
-    if _MADE not in script: raise RuntimeError("jupyter-scatter: not a release that this module knows; install the one that the project pins")
-    return script.replace(_MADE, _MADE.replace("createScatterplot(initialOptions)", "inTurn(createScatterplot(initialOptions))")) + _IN_TURN
+    if _MADE not in script:
+        raise RuntimeError(
+            "jupyter-scatter: not a release that this module knows; install the one that the project pins")
+    made = "createScatterplot(initialOptions)"
+    return script.replace(_MADE, _MADE.replace(made, f"inTurn({made})")) + _IN_TURN
 
 # %% ../nbs/12_widgets.ipynb #40f6faad
 class Scatter(_View):
@@ -170,7 +182,8 @@ class Scatter(_View):
     ):
         "Draw other rows, numbers or colours in the same place; rows that a mask hides leave the selection."
         kinds = dict(mask=bool, x=float, y=float, colour=None)
-        given = {k: _column(v, k, self._n, kinds[k]) for k, v in dict(mask=mask, x=x, y=y, colour=colour).items() if v is not None}
+        given = {k: _column(v, k, self._n, kinds[k])
+                 for k, v in dict(mask=mask, x=x, y=y, colour=colour).items() if v is not None}
         self._now |= given | {k: v for k, v in dict(names=names, colour_name=colour_name).items() if v is not None}
         drawn = self._finite() & self._now["mask"]
         if drawn.any(): self._draw() if given.keys() - {"mask"} else self._filter()
@@ -191,7 +204,8 @@ class Scatter(_View):
             self._plot.axes(labels=list(self._now["names"]))
             self._plot.xy(x, y, (middle - half, middle + half), spans[1], animate=False)
             titles = [*self._now["names"], self._now["colour_name"] or "colour"]
-            for trait, title in zip(("x_title", "y_title", "color_title"), titles): setattr(self._plot.widget, trait, title)
+            for trait, title in zip(("x_title", "y_title", "color_title"), titles):
+                setattr(self._plot.widget, trait, title)
             self._filter()
 
     def _finite(self) -> np.ndarray: return np.isfinite(self._now["x"]) & np.isfinite(self._now["y"])
@@ -229,11 +243,13 @@ def _bars(
     base, bars = np.zeros(len(edges) - 1), []
     for name, colour in colours.items():
         top = base + np.histogram(values[groups == name], edges)[0]
-        bars += [dict(low=float(a), high=float(b), base=float(c), top=float(d), group=name, colour=colour, opacity=opacity)
+        bars += [dict(low=float(a), high=float(b), base=float(c), top=float(d), group=name, colour=colour,
+                      opacity=opacity)
                  for a, b, c, d in zip(edges, edges[1:], base, top) if d > c]
         base = top
     return bars
 
+# %% ../nbs/12_widgets.ipynb #ca6628b3
 def _bar_chart(
     span: tuple,     # smallest and largest value
     name: str,       # title of the axis
@@ -243,7 +259,8 @@ def _bar_chart(
     x = alt.X("low:Q", title=name, scale=alt.Scale(domain=list(span), nice=False), axis=alt.Axis(grid=False))
     tip = [alt.Tooltip("low:Q", title="from", format=".4~g"), alt.Tooltip("high:Q", title="to", format=".4~g"),
            alt.Tooltip("group:N"), alt.Tooltip("rows:Q")]
-    bar = alt.Chart(alt.NamedData("rows"), width=size[0], height=size[1]).transform_calculate(rows="datum.top - datum.base")
+    bar = alt.Chart(alt.NamedData("rows"), width=size[0], height=size[1]).transform_calculate(
+        rows="datum.top - datum.base")
     bar = bar.mark_bar(binSpacing=0.5).encode(
         x=x, x2="high:Q", y=alt.Y("base:Q", title="rows", axis=alt.Axis(tickCount=3)), y2="top:Q", tooltip=tip,
         color=alt.Color("colour:N", scale=None), opacity=alt.Opacity("opacity:Q", scale=None))
@@ -252,7 +269,8 @@ def _bar_chart(
 # %% ../nbs/12_widgets.ipynb #0151b4a1
 class Histogram(_View):
     "Values as bars; a brush on the page sets `interval`."
-    interval = traitlets.Tuple(allow_none=True, default_value=None)   # (low, high) in the unit of the values; None: nothing brushed
+    # (low, high) in the unit of the values; None: nothing brushed
+    interval = traitlets.Tuple(allow_none=True, default_value=None)
 
     def __init__(
         self,
@@ -279,7 +297,8 @@ class Histogram(_View):
     ):
         "Draw other values, groups or rows; other values clear the brush."
         kinds = dict(values=float, groups=None, mask=bool)
-        given = {k: _column(v, k, self._n, kinds[k]) for k, v in dict(values=values, groups=groups, mask=mask).items() if v is not None}
+        given = {k: _column(v, k, self._n, kinds[k])
+                 for k, v in dict(values=values, groups=groups, mask=mask).items() if v is not None}
         self._now |= given | ({} if name is None else dict(name=name))
         if highlight is not None: self._now["highlight"] = _positions(highlight, self._n)
         drawn = np.isfinite(self._now["values"]) & self._now["mask"]
@@ -293,7 +312,9 @@ class Histogram(_View):
         new: bool,           # another axis
     ):
         "Count, and send the bars to the page."
-        values, groups, colours = self._now["values"], self._now["groups"].astype(str), palette(self._now["groups"])
+        values = self._now["values"]
+        groups = self._now["groups"].astype(str)
+        colours = palette(self._now["groups"])
         span = _span(values[np.isfinite(values)])
         edges = np.linspace(*span, self._bins + 1)
         some = np.isin(np.arange(self._n), self._now["highlight"])

@@ -1,4 +1,4 @@
-"""The API reference: one page per module, from the installed package: signatures, docstrings, and the comments of the arguments."""
+"""The API reference, a page per module of the installed package: signatures, docstrings, comments of the arguments."""
 import ast
 import importlib
 import inspect
@@ -12,12 +12,22 @@ from fastcore.docments import docments
 
 def safe(text: str) -> str:
     "A comment as Markdown: what looks like markup is text, code in backticks stays code."
-    return "".join(t if t.startswith("`") else re.sub(r"([\\<>*_\[\]$|{}])", r"\\\1", t) for t in re.split(r"(`[^`]+`)", " ".join(text.split())))
+    return "".join(t if t.startswith("`") else re.sub(r"([\\<>*_\[\]$|{}])", r"\\\1", t)
+                   for t in re.split(r"(`[^`]+`)", " ".join(text.split())))
 
 
 def node_of(function) -> ast.FunctionDef:
-    "Syntax tree of a function."
-    return ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    "Syntax tree of a function; annotations in quotes, of packages that are imported late, without them."
+    node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    for part in ast.walk(node.args): part.annotation = unquoted(getattr(part, "annotation", None))
+    node.returns = unquoted(node.returns)
+    return node
+
+
+def unquoted(annotation):
+    "The expression of an annotation in quotes; another one as it is."
+    text = getattr(annotation, "value", None)
+    return ast.parse(text, mode="eval").body if isinstance(annotation, ast.Constant) and isinstance(text, str) else annotation
 
 
 def call(function, skip_first: bool = False) -> str:
@@ -48,7 +58,8 @@ def class_call(cls) -> tuple:
     "Signature of a class, and the comments of its arguments."
     if is_dataclass(cls):
         shown = [f"{f.name}: {type_name(f.type)} = {f.default!r}" for f in fields(cls)]
-        return f"({', '.join(shown)})", {f.name: f.metadata.get("doc", "") for f in fields(cls) if f.metadata.get("doc")}
+        return f"({', '.join(shown)})", {f.name: f.metadata.get("doc", "")
+                                         for f in fields(cls) if f.metadata.get("doc")}
     if issubclass(cls, tuple):
         shown = [k + (f" = {cls._field_defaults[k]!r}" if k in cls._field_defaults else "") for k in cls._fields]
         return f"({', '.join(shown)})", {k: v for k, v in docments(cls).items() if v and k in cls._fields}
@@ -70,12 +81,14 @@ def member(name: str, thing) -> str:
     plain = isinstance(thing, staticmethod)
     f = inspect.unwrap(getattr(thing, "__func__", thing))
     options = [":staticmethod:"] if plain else [":classmethod:"] if isinstance(thing, classmethod) else []
-    return block("method", name + call(f, not plain), [inspect.getdoc(f) or "", "", *field_lines(comments(f))], 1, options)
+    return block("method", name + call(f, not plain),
+                 [inspect.getdoc(f) or "", "", *field_lines(comments(f))], 1, options)
 
 
 def is_member(name: str, thing) -> bool:
     "Whether a class's own attribute belongs into the reference."
-    return not name.startswith("_") and (inspect.isfunction(thing) or isinstance(thing, (property, cached_property, staticmethod, classmethod)))
+    return (not name.startswith("_") and (inspect.isfunction(thing)
+                                          or isinstance(thing, (property, cached_property, staticmethod, classmethod))))
 
 
 def entry(module, name: str, label: str) -> str:
@@ -84,11 +97,14 @@ def entry(module, name: str, label: str) -> str:
     if inspect.isclass(thing):
         signature, docs = class_call(thing)
         bases = [f"`{b.__name__}`" for b in thing.__bases__ if b not in (object, tuple)]
-        body = [inspect.getdoc(thing) or "", "", *([f"Based on {', '.join(bases)}.", ""] if bases else []), *field_lines(docs), "", source, ""]
-        return block("class", name + signature, body + [member(k, v) + "\n" for k, v in thing.__dict__.items() if is_member(k, v)], 0)
+        body = [inspect.getdoc(thing) or "", "", *([f"Based on {', '.join(bases)}.", ""] if bases else []),
+                *field_lines(docs), "", source, ""]
+        return block("class", name + signature,
+                     body + [member(k, v) + "\n" for k, v in thing.__dict__.items() if is_member(k, v)], 0)
     if callable(thing):
         f = inspect.unwrap(thing)
-        return block("function", name + call(f), [inspect.getdoc(f) or "", "", *field_lines(comments(f)), "", source], 0)
+        return block("function", name + call(f),
+                     [inspect.getdoc(f) or "", "", *field_lines(comments(f)), "", source], 0)
     return block("data", name, [value(thing), "", source], 0)
 
 
@@ -105,7 +121,8 @@ def pages(chapters: dict) -> dict:
         short = re.sub(r"^\d\d_", "", chapter)
         module = importlib.import_module(f"datasel_wb.{short}")
         entries = [entry(module, n, labels[n]) for n in sorted(module.__all__, key=str.lower)]
-        head = [f"# {short}", f"{module.__doc__}. The chapter: [{short}]({chapter}.ipynb).", f"```{{py:module}} datasel_wb.{short}\n```"]
+        head = [f"# {short}", f"{module.__doc__}. The chapter: [{short}]({chapter}.ipynb).",
+                f"```{{py:module}} datasel_wb.{short}\n```"]
         found[f"api_{short}.md"] = "\n\n".join(head + entries)
         rows.append(f"| [{short}](api_{short}.md) | {module.__doc__} | {len(entries)} |")
     table = "\n".join(["| module | what is in it | names |", "|---|---|---|", *rows])

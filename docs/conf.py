@@ -31,8 +31,8 @@ html_copy_source = False
 html_show_sourcelink = False
 html_sidebars = {"methods": []}   # no pages below it
 html_theme_options = dict(
-    navbar_align="left", header_links_before_dropdown=8, show_toc_level=2, show_prev_next=True, secondary_sidebar_items=["page-toc"],
-    footer_start=["copyright"], footer_end=[], back_to_top_button=False)
+    navbar_align="left", header_links_before_dropdown=8, show_toc_level=2, show_prev_next=True,
+    secondary_sidebar_items=["page-toc"], footer_start=["copyright"], footer_end=[], back_to_top_button=False)
 smartquotes = False
 add_module_names = False
 python_maximum_signature_line_length = 88

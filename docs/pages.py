@@ -1,4 +1,4 @@
-"""Pages of the site: notebooks made ready for myst-nb, section pages, and the API reference written from the package."""
+"""Pages of the site: notebooks made ready for myst-nb, section pages, the API reference written from the package."""
 import ast
 import base64
 import hashlib
@@ -12,11 +12,14 @@ import nbformat
 import api
 
 SECTIONS = {   # page -> title, pattern of its notebooks, others by name, what it is
-    "guide": ("Guide", r"guide_.*", ("tour", "find_noise", "explore"), "From the first run to your own loop, in short notebooks."),
+    "guide": ("Guide", r"guide_.*", ("tour", "find_noise", "explore"),
+              "From the first run to your own loop, in short notebooks."),
     "methods": None,
-    "library": ("Library", r"\d\d_.*", (), "One notebook per module: why, the maths, the code, and a value that is shown and asserted."),
+    "library": ("Library", r"\d\d_.*", (),
+                "One notebook per module: why, the maths, the code, and a value that is shown and asserted."),
     "runs": ("Runs", r"run_.*", (), "Experiments with parameters, from data to result; each is executed by papermill."),
-    "measured": ("Results", None, ("results", "benchmarks", "full_scale"), "What was measured, with the commands; also where a method loses."),
+    "measured": ("Results", None, ("results", "benchmarks", "full_scale"),
+                 "What was measured, with the commands; also where a method loses."),
     "api": None,
     "project": None,
 }
@@ -34,7 +37,9 @@ def sections(notebooks) -> dict:
         mine = sorted(n for n in left if pattern and re.fullmatch(pattern, n))
         found[page] = mine + [n for n in named if n in left]
         left -= set(found[page])
-    if left: raise ValueError(f"notebooks {', '.join(sorted(left))}: in no section of the site; name them in SECTIONS of docs/pages.py")
+    if left:
+        raise ValueError(
+            f"notebooks {', '.join(sorted(left))}: in no section of the site; name them in SECTIONS of docs/pages.py")
     return found
 
 
@@ -42,7 +47,8 @@ def summary(notebook) -> tuple:
     "Title of a notebook and the line under it."
     first = notebook.cells[0].source
     title, line = re.search(r"^# (.+)$", first, re.M), re.search(r"^> (.+)$", first, re.M)
-    if not (title and line): raise ValueError(f"{first[:40]!r}: a notebook begins with a title (# ...) and a line about it (> ...)")
+    if not (title and line):
+        raise ValueError(f"{first[:40]!r}: a notebook begins with a title (# ...) and a line about it (> ...)")
     return title[1], line[1]
 
 
@@ -53,12 +59,15 @@ def escape(text: str) -> str:
 
 def live_chart(output, extra: Path) -> str:
     "HTML of a chart: its specification, drawn by charts.js, and its picture until then."
-    shown, png = output.metadata.get("image/png", {}), base64.b64decode(output.data["image/png"])
+    shown = output.metadata.get("image/png", {})
+    png = base64.b64decode(output.data["image/png"])
     name = f"{hashlib.sha256(png).hexdigest()[:16]}.png"
     (extra / "charts" / name).write_bytes(png)
     size = " ".join(f'{k}="{shown[k]}"' for k in ("width", "height") if k in shown)
-    chart = {k: v for k, v in output.data[CHART].items() if k != "$schema"}   # JupyterLab's version; the site draws with the newest
-    alt, spec = escape(shown.get("alt") or "chart"), json.dumps(chart).replace("</", "<\\/")
+    # without the version of Vega-Lite, which is JupyterLab's: the site draws with the newest
+    chart = {k: v for k, v in output.data[CHART].items() if k != "$schema"}
+    alt = escape(shown.get("alt") or "chart")
+    spec = json.dumps(chart).replace("</", "<\\/")
     return (f'<figure class="chart" tabindex="0" aria-label="{alt}"><script type="application/json">{spec}</script>'
             f'<img src="charts/{name}" alt="{alt}" {size} loading="lazy"></figure>')
 
@@ -76,8 +85,9 @@ def exported_names(source: str) -> list:
     "Names that a cell defines at its top level."
     found = []
     for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        found += [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)] + ([node.name] if hasattr(node, "name") else [])
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        found += [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        if hasattr(node, "name"): found.append(node.name)
     return found
 
 
@@ -89,7 +99,7 @@ def ready_cell(c, heading: str, extra: Path) -> None:
 
 
 def ready_notebook(notebook, name: str, extra: Path) -> dict:
-    "Take directives and hidden cells out, make charts live, put a label before each exported cell; the labels by exported name."
+    "Take out directives and hidden cells, make charts live, label each exported cell; the labels by exported name."
     cells, heading, labels = [], name, {}
     for c in notebook.cells:
         directives = re.findall(r"^#\| *(\w+)", c.source, re.M)
@@ -130,7 +140,8 @@ def stage(root: Path, work: Path) -> None:
     pages, extra = work / "pages", work / "extra"
     for folder in (pages, extra / "charts"): folder.mkdir(parents=True)
     notebooks = {p.stem: nbformat.read(p, 4) for p in sorted((root / "nbs").glob("*.ipynb"))}
-    about, parts = {n: summary(nb) for n, nb in notebooks.items()}, sections(notebooks)
+    about = {n: summary(nb) for n, nb in notebooks.items()}
+    parts = sections(notebooks)
     texts = {f"{page}.md": section_page(page, names, about) for page, names in parts.items()}
     texts |= {f"{page}.md": (root / file).read_text().replace("](nbs/", "](") for page, file in TEXTS.items()}
     notebooks["index"].cells.append(nbformat.v4.new_markdown_cell(toctree(SECTIONS)))

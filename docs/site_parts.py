@@ -1,4 +1,4 @@
-"""What Sphinx does not do by itself: names in backticks become links to the reference, and charts are drawn without a network."""
+"""What Sphinx does not do itself: names in backticks link to the reference, and charts are drawn without a network."""
 import re
 
 from docutils import nodes
@@ -17,7 +17,7 @@ def known_names(objects) -> dict:
 
 
 def meaning(text: str, known: dict, page: str) -> str | None:
-    "The full name that a piece of code stands for, or None. A plain lower-case word is a name only in its own chapter, or called."
+    "The full name that a piece of code stands for, or None. A plain word is a name only in its own chapter, or called."
     name = text.removesuffix("()").removeprefix("datasel_wb.")
     fits = known.get(name, [])
     here = [f for f in fits if page.endswith(f.split(".")[1])]
@@ -47,7 +47,8 @@ def link_types(app, env, node, content):
 
 def list_parameters(app, page, template, context, doctree) -> None:
     "Long signatures as lists; Sphinx writes <dl> without <dt>, which a screen reader cannot tell apart."
-    def plain(found): return '<ul class="sig-params">' + found[1].replace("<dd>", "<li>").replace("</dd>", "</li>") + "</ul>"
+    def plain(found):
+        return '<ul class="sig-params">' + found[1].replace("<dd>", "<li>").replace("</dd>", "</li>") + "</ul>"
     context["body"] = re.sub(r'<dl>\s*((?:<dd><em class="sig-param">.*</dd>\s*)+)</dl>', plain, context.get("body", ""))
 
 
@@ -59,7 +60,7 @@ def chart_scripts(app, page, template, context, doctree) -> None:
 
 
 def write_vega(app, error) -> None:
-    "The Vega bundle of the installed vl-convert, in a function of its own: it uses global names that Sphinx's search has too."
+    "The Vega bundle of the installed vl-convert, in a function: Sphinx's search uses the same global names."
     if error: return
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     (app.outdir / "_static" / "vega.js").write_text(f"(function () {{\n{bundle}\n}})();\n")
