@@ -8,9 +8,10 @@
             page.screenshot("selected")                # tmp_path / selected.png
             assert page.errors == []
 
-The server runs with its own folders for settings, workspaces and kernels, on 127.0.0.1; kernels inherit the environment of the test (and
-the project of this folder). The browser reaches no other host: what it asks of one is in `page.blocked`. Tests that use it are skipped, with
-the reason, where there is no Chromium or no Playwright; `DATASEL_CHROMIUM` names another Chromium.
+One Chromium and one JupyterLab per process of pytest serve all of its tests: each gets a browser context and a workspace of its own, and its
+kernel ends with it. The server runs with its own folders for settings, workspaces and kernels, on 127.0.0.1; kernels inherit the environment
+of the tests (and the project of this folder). The browser reaches no other host: what it asks of one is in `page.blocked`. Tests that use it are
+skipped, with the reason, where there is no Chromium or no Playwright; `DATASEL_CHROMIUM` names another Chromium.
 """
 import ast
 import atexit
@@ -20,19 +21,26 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
+import uuid
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import nbformat
 import psutil
 import pytest
 
+from waits import patience
+
 ROOT = Path(__file__).parents[1]
 CHROMIUM = os.environ.get("DATASEL_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-precise-memory-info"]
+ENDINGS = ExitStack()   # what ends with the process: the servers, the browser, Playwright
+atexit.register(ENDINGS.close)   # conftest.py does it earlier
 SETTINGS = {   # of JupyterLab, by plugin
     "apputils-extension/themes": {"theme": "JupyterLab Light"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -74,7 +82,8 @@ def server(
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen([python, "-m", *command], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=cwd or folder)
     try:
-        for _ in range(240):
+        until = time.monotonic() + patience(60)
+        while time.monotonic() < until:
             try: socket.create_connection(("127.0.0.1", port), timeout=5).close()
             except OSError: time.sleep(0.25)
             else: break
@@ -83,7 +92,7 @@ def server(
     finally:
         family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
         process.terminate()
-        try: process.wait(15)
+        try: process.wait(patience(15))
         except subprocess.TimeoutExpired: pass
         for p in family:
             try: p.kill()
@@ -94,27 +103,34 @@ def server(
 def playwright():
     "Playwright itself, once per process: two at a time are refused."
     session = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").sync_playwright().start()
-    atexit.register(session.stop)
+    ENDINGS.callback(session.stop)
     return session
+
+
+@cache
+def chromium():
+    "One headless Chromium per process."
+    if not CHROMIUM: pytest.skip("no Chromium on this machine")
+    started = playwright().chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+    ENDINGS.callback(started.close)
+    return started
 
 
 @contextmanager
 def browser(
-    folder,            # for its profile
     size=(1150, 1000), # of the window, pixels
 ):
-    "A page in a fresh headless Chromium that reaches 127.0.0.1 only; `(page, errors of its console, requests to other hosts)`."
-    if not CHROMIUM: pytest.skip("no Chromium on this machine")
+    "A page without a past that reaches 127.0.0.1 only; `(page, errors of its console, requests to other hosts)`."
     errors, blocked = [], []
 
     def gate(route):
         if route.request.url.startswith("http://127.0.0.1:"): return route.continue_()
         blocked.append(route.request.url)
         route.abort()
-    context = playwright().chromium.launch_persistent_context(
-        str(folder / "profile"), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport=dict(zip(("width", "height"), size)))
+    context = chromium().new_context(viewport=dict(zip(("width", "height"), size)))
     context.route(lambda url: url.startswith(("http:", "https:")), gate)
-    page = context.pages[0]
+    context.set_default_timeout(patience(30) * 1000)
+    page = context.new_page()
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: errors.append(e.stack or str(e)))
     try: yield page, errors, blocked
@@ -124,13 +140,13 @@ def browser(
 class Notebook:
     "A notebook open in JupyterLab or served by voila, with its kernel; `page` is Playwright's page."
 
-    def __init__(self, page, errors, blocked, folder, runtime):
-        self.page, self.errors, self.blocked, self.folder, self.runtime = page, errors, blocked, folder, runtime
+    def __init__(self, page, errors, blocked, folder, runtime, kernel="*"):
+        self.page, self.errors, self.blocked, self.folder, self.runtime, self.kernel = page, errors, blocked, folder, runtime, kernel
         self.client = None
 
     def run_all(
         self,
-        timeout=120,   # seconds
+        timeout=patience(120),   # seconds
     ):
         "Run all cells and wait for the last; an error in a cell fails with its text."
         self.page.evaluate("t => Promise.race([jupyterapp.commands.execute('notebook:run-all-cells'), new Promise(r => setTimeout(r, t))])",
@@ -145,7 +161,7 @@ class Notebook:
     def value(
         self,
         expression,   # Python, whose value has a literal `repr`
-        timeout=60,   # seconds
+        timeout=patience(60),   # seconds
     ):
         "The value of an expression in the kernel."
         reply = self._execute("", {"it": expression}, timeout)["user_expressions"]["it"]
@@ -155,7 +171,7 @@ class Notebook:
     def do(
         self,
         code,         # Python statements
-        timeout=60,   # seconds
+        timeout=patience(60),   # seconds
     ):
         "Run statements in the kernel, outside the cells of the notebook."
         reply = self._execute(code, {}, timeout)
@@ -164,17 +180,21 @@ class Notebook:
     def _execute(self, code, expressions, timeout):
         from jupyter_client import BlockingKernelClient
         if self.client is None:
-            newest = max(self.runtime.rglob("kernel-*.json"), key=lambda f: f.stat().st_mtime)
+            newest = max(self.runtime.rglob(f"kernel-{self.kernel}.json"), key=lambda f: f.stat().st_mtime)
             self.client = BlockingKernelClient(connection_file=str(newest))
             self.client.load_connection_file()
             self.client.start_channels()
         return self.client.execute(code, store_history=False, user_expressions=expressions, reply=True, timeout=timeout)["content"]
 
+    def close(self):
+        "No more questions to the kernel."
+        if self.client: self.client.stop_channels()
+
     def until(
         self,
         expression,   # Python
         wanted,       # its value at last
-        timeout=90,   # seconds
+        timeout=patience(90),   # seconds
     ):
         "Wait until an expression in the kernel has this value; fails with the value that it has in the end."
         end = time.monotonic() + timeout
@@ -238,17 +258,57 @@ class Notebook:
         (self.page.locator(selector).first if selector else self.page).screenshot(path=path)
         return path
 
+    def still(
+        self,
+        selector,              # of an element
+        timeout=patience(20),  # seconds
+    ):
+        "Wait until an element looks as it did 0.4 s before: drawn, and at rest."
+        end, before = time.monotonic() + timeout, None
+        while (now := self.page.locator(selector).first.screenshot()) != before:
+            assert time.monotonic() < end, f"{selector} does not come to rest"
+            before = now
+            self.page.wait_for_timeout(400)
+
+    def write(
+        self,
+        source,   # of the active cell
+    ):
+        "Write the active cell of JupyterLab's notebook anew."
+        self.page.evaluate("code => jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel.setSource(code)", source)
+
     def memory(self) -> dict:
         "Megabytes of the page: JavaScript's heap, and what its process (with its GPU process) holds."
         metrics = self.page.context.new_cdp_session(self.page)
         metrics.send("Performance.enable")
         heap = {m["name"]: m["value"] for m in metrics.send("Performance.getMetrics")["metrics"]}["JSHeapUsedSize"]
-        profile = str(self.folder / "profile")
         rss = {"renderer": 0, "gpu-process": 0}
-        main = [p for p in psutil.process_iter(["cmdline"]) if f"--user-data-dir={profile}" in (p.info["cmdline"] or [])]
-        for p in {c for m in main for c in m.children(recursive=True)}:
+        for p in psutil.Process().children(recursive=True):
             for kind in rss: rss[kind] = max(rss[kind], p.memory_info().rss) if f"--type={kind}" in " ".join(p.cmdline()) else rss[kind]
         return {"heap": round(heap / 2**20), **{kind: round(v / 2**20) for kind, v in rss.items()}}
+
+
+@cache
+def jupyterlab(
+    python=sys.executable,
+):
+    "One JupyterLab per process (and Python), over all files; `(address, its folder)`."
+    folder = Path(tempfile.mkdtemp(prefix="jupyterlab-"))
+    ENDINGS.callback(shutil.rmtree, folder, ignore_errors=True)
+    port = free_port()
+    command = ["jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
+               "--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir=/",
+               "--LabApp.expose_app_in_browser=True"]   # `jupyterapp` in the page
+    ENDINGS.enter_context(server(command, folder, port, python))
+    return f"http://127.0.0.1:{port}", folder
+
+
+def settled(folder):
+    "JupyterLab's settings are those of tests again, whatever a test has changed."
+    for plugin, values in SETTINGS.items():
+        file = folder / "lab_settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
 
 
 @contextmanager
@@ -259,25 +319,23 @@ def lab(
     python=sys.executable,
 ):
     "The notebook in JupyterLab with its kernel ready; a `Notebook`."
-    with browser(folder, size) as (page, errors, blocked):
-        for plugin, values in SETTINGS.items():
-            file = folder / "server" / "lab_settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(values))
+    with browser(size) as (page, errors, blocked):
+        address, runtime = jupyterlab(python)
+        settled(runtime)
         work = folder / "work"
         work.mkdir()
-        shutil.copy(notebook, work)
-        port = free_port()
-        command = ["jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-                   "--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir={work}",
-                   "--LabApp.expose_app_in_browser=True"]   # `jupyterapp` in the page
-        with server(command, folder / "server", port, python) as runtime:
-            page.goto(f"http://127.0.0.1:{port}/lab/tree/{Path(notebook).name}?token=t", timeout=60_000)
-            page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-            page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady", timeout=60_000)
-            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached", timeout=60_000)
-            page.keyboard.press("Control+b")   # no file browser
-            yield Notebook(page, errors, blocked, folder, runtime)
+        path = Path(shutil.copy(notebook, work)).resolve()
+        page.goto(f"{address}/lab/workspaces/{uuid.uuid4().hex}/tree{path}?token=t", timeout=patience(60) * 1000)
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=patience(60) * 1000)
+        page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.isReady", timeout=patience(60) * 1000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached", timeout=patience(60) * 1000)
+        page.keyboard.press("Control+b")   # no file browser
+        kernel = page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
+        notebook = Notebook(page, errors, blocked, folder, runtime, kernel)
+        try: yield notebook
+        finally:
+            notebook.close()
+            urlopen(Request(f"{address}/api/kernels/{kernel}?token=t", method="DELETE"), timeout=patience(20)).close()
 
 
 @contextmanager
@@ -289,7 +347,7 @@ def voila(
     options=(),          # further arguments of voila
 ):
     "The notebook as a page of voila, started in the project's folder, its cells run; a `Notebook`."
-    with browser(folder, size) as (page, errors, blocked):
+    with browser(size) as (page, errors, blocked):
         work = folder / "work"
         work.mkdir()
         shutil.copy(notebook, work)
@@ -297,6 +355,8 @@ def voila(
         command = ["voila", str(work / Path(notebook).name), "--no-browser", f"--port={port}",
                    f"--Voila.connection_dir_root={folder / 'server'}", *options]
         with server(command, folder / "server", port, cwd=ROOT) as runtime:
-            page.goto(f"http://127.0.0.1:{port}/", timeout=120_000)
-            page.wait_for_selector(ready, timeout=120_000)
-            yield Notebook(page, errors, blocked, folder, runtime)
+            page.goto(f"http://127.0.0.1:{port}/", timeout=patience(120) * 1000)
+            page.wait_for_selector(ready, timeout=patience(120) * 1000)
+            notebook = Notebook(page, errors, blocked, folder, runtime)
+            try: yield notebook
+            finally: notebook.close()

@@ -3,13 +3,15 @@ import statistics
 import subprocess
 import sys
 
-STATEMENTS = ("import torch", "from datasel_wb import Task", "from datasel_wb import DDS", "from datasel_wb import DataParameters")
+NAMES = ("Task", "DDS", "DataParameters")
+STATEMENTS = ("import torch", *(f"from datasel_wb import {name}" for name in NAMES))
 
 
 def seconds(statement: str) -> float:
-    "User and system time of a statement in a fresh process, without that of the interpreter; a busy machine changes it little."
+    "User and system time of a statement in a fresh process, which a busy machine changes little."
     code = f"import os\nbefore = sum(os.times()[:2])\n{statement}\nprint(sum(os.times()[:2]) - before)"
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(run.stdout)
 
 
 def measure(rounds: int = 7) -> dict:

@@ -26,6 +26,7 @@ from datasel_wb.scorer import DDSRecipe
 from datasel_wb.checkpoints import Checkpoints
 from datasel_wb.loop import Recipe, Training
 from datasel_wb.trainer import fit, saved_model
+from waits import patience
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPERMILL, NOTEBOOK, HOME = ROOT / ".venv/bin/papermill", "nbs/run_dds.ipynb", ROOT / "papermill_runs"
@@ -61,7 +62,7 @@ class Command:
     @property
     def waiting(self): return HOME / f".waiting-{self.process.pid}.ipynb"
 
-    def finish(self, seconds=120):
+    def finish(self, seconds=patience(120)):
         "The exit status."
         if self.tty is not None: self._read_tty(time.monotonic() + seconds)
         return self.process.wait(seconds)
@@ -78,7 +79,7 @@ class Command:
     def text(self): return self.out.read_text(errors="replace").replace("\r\n", "\n")
     def errors(self): return self.err.read_text(errors="replace")
 
-    def wait_for(self, file, seconds=90):
+    def wait_for(self, file, seconds=patience(90)):
         "Until the run folder holds `file`."
         until = time.monotonic() + seconds
         while not (self.folder / file).exists():
@@ -98,8 +99,8 @@ class Command:
         for p in family:
             try: p.kill()
             except psutil.NoSuchProcess: pass
-        psutil.wait_procs(family, 10)
-        self.process.wait(10)
+        psutil.wait_procs(family, patience(10))
+        self.process.wait(patience(10))
         if self.tty is not None: os.close(self.tty)
         if self.process.stdin: self.process.stdin.close()
         if self.waiting.is_symlink() or self.waiting.exists(): self.waiting.unlink()
@@ -247,8 +248,8 @@ def test_published_recipe_when_steps_are_given(start):
     assert code_cells(command.folder / "run.ipynb")
     kernel = command.kernel()
     os.killpg(command.process.pid, signal.SIGKILL)                     # what a user's kill reaches: the kernel has a session of its own
-    command.process.wait(10)
-    try: kernel.wait(20)
+    command.process.wait(patience(10))
+    try: kernel.wait(patience(20))
     except psutil.TimeoutExpired:
         kernel.kill()
         pytest.fail("the kernel goes on training after its papermill was killed")
@@ -324,7 +325,7 @@ def test_resumed_goes_on_instead_of_starting_anew(resumed):
 @wrapped
 def test_sigterm_ends_the_notebook_without_failure(stopped):
     for c in stopped[:2]:
-        assert c.status == 0 and c.seconds < 30 and c.unfinished, c.errors()[-3000:]
+        assert c.status == 0 and c.seconds < patience(30) and c.unfinished, c.errors()[-3000:]
         last = max(i for i, cell in enumerate(c.executed) if cell["execution_count"])
         assert last < len(c.executed) - 1 and not any(cell["outputs"] for cell in c.executed[last + 1:])    # no later cell runs
         assert f"stopped by SIGTERM at step {c.steps}; the same command goes on from there" in printed(c.executed[last])
@@ -354,7 +355,7 @@ def test_sigterm_outside_of_a_training(start):
     command.wait_for("recipe.json")
     time.sleep(0.3)
     command.process.send_signal(signal.SIGTERM)
-    assert command.finish(30) == 0, command.errors()[-3000:]
+    assert command.finish(patience(30)) == 0, command.errors()[-3000:]
     assert "stopped by SIGTERM between two trainings" in "".join(map(printed, code_cells(command.folder / "run.ipynb")))
     assert not list(command.folder.glob("*-0/checkpoints/checkpoints.json"))
 
@@ -363,7 +364,7 @@ def test_sigterm_outside_of_a_training(start):
 def test_sigterm_before_the_run_has_begun(start):
     "While the notebook imports: the kernel ends at once, as without this project."
     command = start(name=fresh("imports"), **TINY)
-    until = time.monotonic() + 60
+    until = time.monotonic() + patience(60)
     while time.monotonic() < until:
         try:
             if command.kernel().cpu_times().user > 1: break
@@ -371,7 +372,7 @@ def test_sigterm_before_the_run_has_begun(start):
         time.sleep(0.05)
     assert not command.folder.exists()
     command.process.send_signal(signal.SIGTERM)
-    assert command.finish(30) == 138, command.errors()[-3000:]             # papermill's status for a dead kernel
+    assert command.finish(patience(30)) == 138, command.errors()[-3000:]             # papermill's status for a dead kernel
     assert "Kernel died" in command.errors() and not command.folder.exists() and not command.waiting.exists()
 
 
@@ -496,7 +497,7 @@ def test_which_commands_get_a_run_folder(line, wants, monkeypatch):
 def test_papermill_without_the_project(tmp_path):
     wrapper = tmp_path / "papermill"
     wrapper.write_text("import sys; sys.modules['datasel_wb'] = None   # as if it were uninstalled\n" + PAPERMILL.read_text())
-    done = subprocess.run([PAPERMILL.parent / "python", wrapper, "--version"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([PAPERMILL.parent / "python", wrapper, "--version"], capture_output=True, text=True, cwd=tmp_path, timeout=patience(60))
     assert done.returncode == 0 and re.match(r"\d+\.\d+", done.stdout) and not done.stderr, done.stderr
 
 
@@ -507,7 +508,7 @@ def test_nbdev_clean_leaves_nothing_of_widgets(tmp_path):
     nbclient.NotebookClient(nb).execute()
     assert "widget-view" in str(nb) and nb.metadata.widgets
     nbformat.write(nb, tmp_path / "widget.ipynb")
-    subprocess.run([PAPERMILL.parent / "nbdev_clean", "--fname", tmp_path / "widget.ipynb"], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([PAPERMILL.parent / "nbdev_clean", "--fname", tmp_path / "widget.ipynb"], check=True, cwd=ROOT, timeout=patience(120))
     cleaned = nbformat.read(tmp_path / "widget.ipynb", 4)
     assert "widgets" not in cleaned.metadata and "widget-view" not in str(cleaned)
     printed, shown = cleaned.cells[0].outputs

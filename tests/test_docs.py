@@ -10,11 +10,10 @@ from pathlib import Path
 import axe_core_python
 import pytest
 
-from browser import CHROMIUM, playwright
+from browser import chromium
+from waits import patience
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
 SERIOUS = """async (contrast) => (await axe.run(document, {resultTypes: ["violations"], rules: {"color-contrast": {enabled: contrast}}})).violations
     .filter(v => ["serious", "critical"].includes(v.impact) || v.id === "heading-order").map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)])"""
@@ -52,16 +51,16 @@ def site():
 
 @pytest.fixture(scope="module")
 def browser():
-    "One Chromium for all tests."
-    if not CHROMIUM: pytest.skip("no Chromium on this machine")
-    b = playwright().chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield b
-    b.close()
+    "One Chromium for all tests, without their pages at the end."
+    yield chromium()
+    for context in chromium().contexts: context.close()
 
 
 def open_page(browser, address, complaints, **options):
     "A page that writes down what goes wrong and reaches no other host."
-    page = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options).new_page()
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options)
+    context.set_default_timeout(patience(30) * 1000)
+    page = context.new_page()
     def route(r):
         if r.request.url.startswith(address): return r.continue_()
         complaints.append(f"request to {r.request.url}")
@@ -134,7 +133,7 @@ def test_search_finds_a_word(site, browser):
     complaints = []
     page = open_page(browser, address, complaints)
     page.goto(f"{address}search.html?q=forgetting")
-    page.wait_for_selector("#search-results li a[href*='04_dynamics.html']", timeout=20_000)
+    page.wait_for_selector("#search-results li a[href*='04_dynamics.html']")
     assert not complaints
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from small_runs import translation_run
+from waits import patience
 
 from datasel_wb import chart_base
 from datasel_wb.corruption import read_decisions
@@ -131,14 +132,14 @@ def test_a_failed_training_says_why_and_the_panel_goes_on(panel, root):
     panel.select(range(len(panel.records.frame)))
     panel.mark("remove")
     panel.again.start()
-    panel.again.waiting.join(120)
+    panel.again.waiting.join(patience(120))
     assert "the training failed" in panel.message.value and "must leave some" in panel.message.value
     assert not panel.again.start_button.disabled and panel.again.cancel_button.disabled
     panel.undo()
     panel.select(range(5))
     panel.mark("remove", reason="another one")
     panel.again.start()
-    panel.again.waiting.join(120)
+    panel.again.waiting.join(patience(120))
     edited = edited_name(root / "one", root / "one" / "decisions.csv", 0)
     assert "is done" in panel.message.value and edited in panel.run.options and panel.run.value == "one"
 

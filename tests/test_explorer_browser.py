@@ -10,12 +10,14 @@ import psutil
 import pytest
 
 from browser import ROOT, lab, notebook, voila
+from waits import patience
 from datasel_wb.corruption import read_decisions
 from datasel_wb.review import edited_name, example_run, read_training
 
 pytestmark = pytest.mark.browser
 
 PANEL = "panel = __import__('datasel_wb.explorer').explorer.Explorer({!r}); panel"
+SCATTER = ".datasel-scatter canvas"
 AROUND = [(0.5, 0.55), (0.97, 0.5), (0.97, 0.99), (0.5, 0.99)]   # the lower right of the scatter
 
 
@@ -41,8 +43,8 @@ def page(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     with lab(notebook(folder / "panel.ipynb", PANEL.format(str(run))), folder, size=(1300, 1700)) as page:
         page.run_all()
-        page.page.wait_for_selector("canvas", timeout=30_000)
-        time.sleep(2)
+        page.page.wait_for_selector("canvas")
+        page.still(SCATTER)
         yield page
         assert page.blocked == []
 
@@ -106,7 +108,7 @@ def test_filter_by_class_and_by_histogram(page, run):
     both = len(picked(page))
     page.drag(".datasel-histogram canvas", (0.2, 0.5), (0.5, 0.5))
     page.until(f"0 < len(panel.selected) < {both}", True)
-    time.sleep(2)                                     # the brush has come to rest
+    page.still(".datasel-histogram canvas")           # the brush has come to rest
     low, high = page.value("tuple(map(float, panel.histogram.interval))")
     frame = read_training(run).frame
     assert picked(page) == frame.index[frame["class"].isin(["3", "8"]) & frame.confidence_spread.between(low, high)].tolist()
@@ -129,7 +131,7 @@ def test_relabel_the_selection_by_the_mouse(page, run):
 def test_lasso_remove_train_cancel_train_compare_export(page, run):
     for axis, score in (("x", "confidence_spread"), ("y", "confidence")):
         page.do(f"panel.select([]); panel.{axis}.score.value = {score!r}")
-        time.sleep(1.5)
+        page.still(SCATTER)
     page.lasso(".datasel-scatter canvas", AROUND)
     page.until("len(panel.selected) > 20", True)
     click(page, "Remove")
@@ -138,18 +140,18 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     assert frame.confidence[rows].max() < frame.confidence.quantile(0.75) and frame.confidence_spread[rows].min() > frame.confidence_spread.min()
     assert read_decisions(run / "decisions.csv").source.tolist() == frame.source[rows].tolist()     # exactly the selected ids
     click(page, "Train on what is left")
-    page.until("panel.again.job is not None and (panel.again.job.folder / 'uniform-0/checkpoints/checkpoints.json').exists()", True, timeout=200)
-    page.until("panel.again.live.children[0].state.phase", "running", timeout=120)
+    page.until("panel.again.job is not None and (panel.again.job.folder / 'uniform-0/checkpoints/checkpoints.json').exists()", True, timeout=patience(200))
+    page.until("panel.again.live.children[0].state.phase", "running", timeout=patience(120))
     page.page.wait_for_function("n => document.querySelectorAll('.datasel-live canvas').length == 1")     # the curves are drawn, and grow
     points = page.value("len(panel.again.live.children[0].chart.rows)")
     page.until(f"len(panel.again.live.children[0].chart.rows) > {points}", True)
     page.screenshot("training")
     click(page, "Cancel")
-    page.until("panel.again.job.state()", "cancelled", timeout=120)
+    page.until("panel.again.job.state()", "cancelled", timeout=patience(120))
     page.until("'cancelled' in panel.message.value", True)
     page.screenshot("cancelled")
     click(page, "Train on what is left")
-    page.until("panel.again.job.state()", "done", timeout=400)
+    page.until("panel.again.job.state()", "done", timeout=patience(400))
     page.until("panel.again.result.value != ''", True)
     assert page.value("list(panel.again.table.index)") == ["before", "after"] and page.value("bool(panel.again.table.notna().all(axis=None))")
     after = run.parent / edited_name(run, run / "decisions.csv", 0)
@@ -159,7 +161,7 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     page.until("(panel.records.run / 'exports' / 'selection.csv').exists()", True)
     assert pd.read_csv(run / "exports" / "selection.csv").source.tolist() == frame.source[rows].tolist()
     page.theme("dark")
-    time.sleep(1)
+    page.still(SCATTER)
     page.screenshot("dark")
     assert page.errors == []
 
@@ -172,9 +174,9 @@ def test_empty_selection_is_told(page):
 
 def test_the_same_panel_as_a_page(run, tmp_path):
     with voila(notebook(tmp_path / "panel.ipynb", PANEL.format(str(run)) + "\npanel"), tmp_path, size=(1300, 1700), ready="canvas") as page:
-        time.sleep(2)
+        page.still(SCATTER)
         page.lasso(".datasel-scatter canvas", AROUND)
-        page.page.wait_for_selector(".datasel-card", timeout=20_000)
+        page.page.wait_for_selector(".datasel-card")
         page.screenshot("page")
         assert "panel = " not in page.page.content() and page.page.locator(".CodeMirror, .cm-editor").count() == 0     # no code is shown
         assert page.blocked == [] and page.errors == []
@@ -187,7 +189,7 @@ def test_the_same_panel_as_a_page(run, tmp_path):
         time.sleep(2)
         assert not made.exists()                                                   # the page cannot run code of its own
         for path in ("voila/files/panel.ipynb", "voila/files/../../../etc/hostname", "voila/files/..%2f..%2f..%2fetc/hostname", "files/panel.ipynb", "api/contents"):
-            with pytest.raises(HTTPError): urlopen(f"http://127.0.0.1:{port}/{path}", timeout=20)      # nor read files
+            with pytest.raises(HTTPError): urlopen(f"http://127.0.0.1:{port}/{path}", timeout=patience(20))      # nor read files
 
 
 def test_where_code_may_be_run_the_same_attempt_succeeds(page, tmp_path):
@@ -207,9 +209,9 @@ def test_the_notebook_explore(run, tmp_path, opened):
     with opened(ROOT / "nbs" / "explore.ipynb", tmp_path, size=(1300, 1700), **ready) as page:
         if opened is lab: page.run_all()
         page.page.wait_for_selector("canvas")
-        time.sleep(2)
+        page.still(SCATTER)
         page.lasso(".datasel-scatter canvas", AROUND)
-        page.page.wait_for_selector(".datasel-card", timeout=20_000)
+        page.page.wait_for_selector(".datasel-card")
         page.page.locator("button:has-text('Remove')").first.click()
         page.page.wait_for_selector("text=saved in mine/decisions.csv")
         assert len(read_decisions(tmp_path / "papermill_runs" / "mine" / "decisions.csv")) > 10

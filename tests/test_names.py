@@ -19,13 +19,14 @@ try: import tomllib
 except ImportError: import tomli as tomllib   # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torchvision", "sklearn", "scipy", "pandas", "pyarrow", "PIL", "tqdm", "fsspec", "tensorboard", "altair", "sacrebleu", "sentencepiece",
-         "num2words", "psutil", "filelock", "fastcore", "IPython", "ipywidgets", "matplotlib"}
+HEAVY = {"torchvision", "sklearn", "scipy", "pandas", "pyarrow", "PIL", "tqdm", "fsspec", "tensorboard", "altair",
+         "sacrebleu", "sentencepiece", "num2words", "psutil", "filelock", "fastcore", "IPython", "ipywidgets",
+         "matplotlib"}
 LIGHT = ("from datasel_wb.weighting import DataParameters", "from datasel_wb import DDS, InfoBatch, Task",
          "import datasel_wb.core, datasel_wb.examples, datasel_wb.images, datasel_wb.corruption, datasel_wb.models",
          "import datasel_wb.sparse_optimizer, datasel_wb.scores, datasel_wb.dynamics, datasel_wb.contract",
-         "from datasel_wb.datasets import DataRecipe; from datasel_wb.loop import Recipe; from datasel_wb.report import Report",
-         "from datasel_wb.backends import Eager; from datasel_wb.checkpoints import Checkpoints; from datasel_wb.corpus import CorpusRecipe",
+         "from datasel_wb.datasets import DataRecipe; from datasel_wb.loop import Recipe",
+         "import datasel_wb.report, datasel_wb.backends, datasel_wb.checkpoints, datasel_wb.corpus",
          "import datasel_wb.profile, datasel_wb.mixtures")
 
 OLD = {   # room -> names that it exported before the rooms were divided
@@ -92,7 +93,8 @@ OLD = {   # room -> names that it exported before the rooms were divided
 
 def packages(statement: str, python=sys.executable) -> set:
     "Top-level modules in a fresh process after a statement."
-    run = subprocess.run([python, "-c", f"{statement}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, cwd=ROOT)
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    run = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert not run.returncode, run.stderr
     return {name.split(".")[0] for name in run.stdout.split()}
 
@@ -111,7 +113,7 @@ def test_heavy_packages_are_seen_where_they_are_imported(torch_alone):
     assert {"altair", "pandas", "PIL"} <= (packages("import datasel_wb.chart_base") - torch_alone) & HEAVY
 
 
-@pytest.mark.parametrize("statement", ["from datasel_wb.recipes import DDS_RECIPES", "from datasel_wb.trainer import fit"])
+@pytest.mark.parametrize("statement", ["import datasel_wb.recipes", "from datasel_wb.trainer import fit"])
 def test_settings_are_there_before_anything_slow(statement, torch_alone):
     assert not (packages(statement) - torch_alone) & (HEAVY - {"tqdm"})
 
@@ -147,6 +149,14 @@ def test_missing_package_is_one_sentence_and_other_errors_pass():
         with names.extra("images"): from math import no_such_name  # noqa: F401
 
 
+def test_the_reference_shows_annotations_of_late_imports_without_quotes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    api, scores, report = (importlib.import_module(m) for m in ("api", "datasel_wb.scores", "datasel_wb.report"))
+    assert api.call(scores.merge_scores) == "(frames: list, scores: tuple | None=None) -> pd.DataFrame"
+    assert api.call(report.Live.__init__, True).startswith("(report: Report, ")
+    assert api.call(scores.grand).endswith(" -> Tensor")
+
+
 # The plain installation
 
 def closure(requirements: list) -> dict:
@@ -173,11 +183,12 @@ def link(dist, site: Path) -> None:
 
 def build_wheel(folder: Path) -> Path:
     "The project's wheel, from a copy of its files, without a network."
-    assert int(version("setuptools").split(".")[0]) >= 77, "setuptools 77 or newer is needed; it comes with the extra dev"
+    assert int(version("setuptools").split(".")[0]) >= 77, "needs setuptools 77 or newer, which the extra dev brings"
     for name in ("pyproject.toml", "README.md", "LICENSE"): shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "datasel_wb", folder / "datasel_wb", ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    run = subprocess.run([*pip, "-w", folder / "wheels", folder], capture_output=True, text=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    alone = ["--no-index", "--no-deps", "--no-build-isolation"]
+    run = subprocess.run([*pip, *alone, "-w", folder / "wheels", folder], capture_output=True, text=True)
     assert not run.returncode, run.stdout + run.stderr
     return next((folder / "wheels").glob("*.whl"))
 
@@ -193,7 +204,8 @@ def plain(tmp_path_factory):
     for dist in found.values(): link(dist, site)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    for command in (["install", "--quiet", "--no-index", build_wheel(source)], ["check"]):   # what it requires has to be there
+    wheel = build_wheel(source)
+    for command in (["install", "--quiet", "--no-index", wheel], ["check"]):   # what it requires has to be there
         run = subprocess.run([*pip, *command], capture_output=True, text=True, env=env)
         assert not run.returncode, run.stdout + run.stderr
     assert not {"torchvision", "pandas", "scikit-learn", "scipy", "pillow", "tqdm"} & set(found)
@@ -256,7 +268,7 @@ def test_plain_installation_trains_with_three_methods(plain):
     ("tqdm", "workbench", "import datasel_wb.recipes"),
     ("sentencepiece", "text", "import datasel_wb.translation"),
     ("torchvision", "images", "from datasel_wb.models import resnet18; resnet18()"),
-    ("torchvision", "images", "import torch; from datasel_wb import FolderExamples; FolderExamples([b'0'], torch.tensor([0]), ['a'], 8)"),
+    ("torchvision", "images", "import torch, datasel_wb; datasel_wb.FolderExamples([b'0'], torch.zeros(1), ['a'], 8)"),
     ("PIL", "images", "from datasel_wb.images import read_image; read_image('a.png')"),
     ("sklearn", "workbench", "from datasel_wb import DataRecipe, load_data; load_data(DataRecipe())"),
     ("pandas", "workbench", "from datasel_wb.corruption import read_decisions; read_decisions('a.csv')"),
@@ -289,8 +301,8 @@ def test_the_package_lists_its_names():
 def homes() -> dict:
     "Rooms that export a name, by name."
     found = {}
-    for file in sorted((ROOT / "datasel_wb").glob("[a-z]*.py")):
-        for name in importlib.import_module(f"datasel_wb.{file.stem}").__all__: found.setdefault(name, set()).add(file.stem)
+    for room in sorted(file.stem for file in (ROOT / "datasel_wb").glob("[a-z]*.py")):
+        for name in importlib.import_module(f"datasel_wb.{room}").__all__: found.setdefault(name, set()).add(room)
     return found
 
 

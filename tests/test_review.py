@@ -18,6 +18,7 @@ from datasel_wb.review import (Decisions, Records, Retraining, add_pictures, ask
                                read_training, retrain, settings_of, trainings_of)
 from datasel_wb.trainer import fit, saved_model
 from small_runs import translation_run
+from waits import patience
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_cancelled_goes_on_and_failed_says_why(root):
     d = Decisions(run / "decisions.csv")
     d.decide("remove", frame.source[:3])
     job = Retraining(run, d.path, 0)
-    deadline = time.time() + 120
+    deadline = time.time() + patience(120)
     while not (job.folder / "uniform-0" / "checkpoints" / "checkpoints.json").exists():
         assert job.state() == "running" and time.time() < deadline, job.words()
         time.sleep(0.05)

@@ -29,6 +29,7 @@ from datasel_wb.backends import BACKENDS, Eager, step_where
 from datasel_wb.checkpoints import Checkpoints, snapshot
 from datasel_wb.loop import Recipe, Training
 from datasel_wb.trainer import fit, saved_model
+from waits import patience, slowness
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=7, eval_every=20, save_every=15)
 
@@ -181,7 +182,7 @@ def test_the_state_is_that_of_the_call(tmp_path, monkeypatch):
     "Training goes on while the file is written; `save` waits only for the write before."
     goes_on, written = threading.Event(), torch.save
     def slow(*a):
-        assert goes_on.wait(20)
+        assert goes_on.wait(patience(20))
         written(*a)
     monkeypatch.setattr(torch, "save", slow)
     saved, w, counts = Checkpoints(tmp_path), torch.zeros(1000), {"seen": [1]}
@@ -335,8 +336,8 @@ def test_sigterm_saves_and_the_same_call_goes_on(whole, tmp_path):
         time.sleep(rng.uniform(0, 0.2))
         clock = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        out = process.communicate(timeout=30)[0]
-        assert process.returncode == 0 and time.monotonic() - clock < 10
+        out = process.communicate(timeout=patience(30))[0]
+        assert process.returncode == 0 and time.monotonic() - clock < 10 * slowness()
         steps.append(Checkpoints(checkpoints).load()["step"])
         assert f"stopped by SIGTERM at step {steps[-1]}; the same command goes on from there" in out
         assert not (tmp_path / "stopped" / "examples.parquet").exists()

@@ -22,9 +22,10 @@ from datasel_wb.selectors import Uniform
 from datasel_wb.backends import Eager
 from datasel_wb.checkpoints import write_frame
 from datasel_wb.loop import Recipe, Training
-from datasel_wb.report import Live, MetricLog
+from datasel_wb.report import Live, MetricLog, Report
 from datasel_wb.trainer import fit
 from small_runs import translation_run
+from waits import patience
 
 from datasel_wb.watch import LiveView, alive, curve_points, look, read_rows
 
@@ -157,10 +158,10 @@ fit(Recipe(model="tiny_cnn", steps=100_000, batch_size=64, log_every=10), load_d
 """
 
 
-def wait_for(condition, seconds=60):
-    end = time.time() + seconds
+def wait_for(condition, seconds=patience(60)):
+    end = time.monotonic() + seconds
     while not condition():
-        assert time.time() < end, "waited in vain"
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
 
@@ -272,7 +273,7 @@ def test_a_run_is_followed_to_its_end(tmp_path, whole):
     wait_for(lambda: view.state.phase == "gone")
     assert view.thread.is_alive() and "the run's process is gone" in view.state.message
     (run / "result.json").write_text("{}")
-    view.thread.join(10)
+    view.thread.join(patience(10))
     assert not view.thread.is_alive() and view.state.message == "the run is finished; 2 trainings done" and view.state.phase == "done"
 
 
@@ -326,10 +327,10 @@ def test_costly_looks_become_rare(tmp_path, monkeypatch):
         while time.thread_time() < end: pass
     view = LiveView(tmp_path / "later", every=0.01)
     monkeypatch.setattr(LiveView, "update", costly)
-    time.sleep(2.5)
+    wait_for(lambda: len(looks) >= 3)
     view.close()
     pauses = np.diff(looks)
-    assert len(looks) >= 2 and pauses.min() >= 1.0
+    assert len(looks) >= 3 and pauses.min() >= 1.0
 
 
 def test_a_translation_shows_its_bleu(tmp_path):

@@ -6,7 +6,7 @@ for a quiet machine with two cores, and `PATIENCE` makes them hold on one that i
 import os
 import time
 
-PATIENCE = float(os.environ.get("DATASEL_PATIENCE", 6))
+PATIENCE = float(os.environ.get("DATASEL_PATIENCE", 4))
 REFERENCE = 0.08   # seconds of `work` on a quiet core
 
 
