@@ -37,7 +37,7 @@ nbdev.clean.nbdev_clean()
 endef
 export CLEAN
 
-.PHONY: run test test-notebooks test-files lab docs check clean
+.PHONY: run test test-notebooks test-files lab docs check parameters clean
 
 run: $(READY)  ## DDS on the bundled digits: result table and run folder
 	$(BIN)/papermill nbs/run_dds.ipynb
@@ -56,9 +56,13 @@ lab: $(READY)  ## JupyterLab, kernel ready
 docs: $(READY)  ## the docs site, in _docs/; look at it: python -m http.server -d _docs
 	$(BIN)/python docs/build.py
 
+parameters: $(READY)  ## write the parameter cells of the run notebooks from the settings
+	$(BIN)/python -m datasel_wb.experiments
+
 check: $(READY)  ## what a change must pass: export, clean, no difference left, tests
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python -m datasel_wb.experiments --check
 	git diff --exit-code -- nbs datasel_wb
 	$(MAKE) test
 
