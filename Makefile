@@ -56,7 +56,7 @@ lab: $(READY)  ## JupyterLab, kernel ready
 docs: $(READY)  ## the docs site, in _docs/; look at it: python -m http.server -d _docs
 	$(BIN)/python docs/build.py
 
-parameters: $(READY)  ## write the parameter cells of the run notebooks from the settings
+parameters: $(READY)  ## write the parameter cells of the run notebooks, and the file of the papermill command, from the settings
 	$(BIN)/python -m datasel_wb.experiments
 
 check: $(READY)  ## what a change must pass: export, clean, no difference left, tests

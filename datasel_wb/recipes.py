@@ -193,7 +193,7 @@ declare("random", _prune(None), settings=Budget, trials={"prune at random": lamb
         card="A part of the training set is removed for good, at random: the control of every removal by a score.")
 
 declare("forgetting", _prune("forgetting"), settings=Budget, after=("uniform",),
-        trials={"prune by an order": lambda: Prune(torch.arange(1047).flip(0), remove_n=300, keep_lowest_n=50)},
+        trials={"prune by an order": lambda: Prune(torch.arange(250, 1297).flip(0), remove_n=300, keep_lowest_n=50)},
         card="A first training is recorded and the examples that were forgotten least are removed: a training for the scores, then a shorter one.")
 
 declare("max_loss_increase", _prune("max_loss_increase"), settings=Budget, after=("uniform",), trials={},

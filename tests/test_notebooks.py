@@ -17,6 +17,8 @@ from datasel_wb.core import setting
 from datasel_wb.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
 def parameters(name):
     "Source of the cell that papermill fills."
     notebook = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)

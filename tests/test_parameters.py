@@ -9,23 +9,17 @@ import click
 import pytest
 from papermill.cli import _resolve_type, papermill
 
-from datasel_wb import runs
 from datasel_wb.command import FILE, TAKES, check_command, parameters, passive, project_root, read_command, typed
-from datasel_wb.datasets import DataRecipe
-from datasel_wb.loop import Recipe
-from datasel_wb.settings import check_values, describe, known_settings
-from test_notebooks import NOTEBOOKS
+from datasel_wb.experiments import EXPERIMENTS, described
+from datasel_wb.settings import check_values
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", "ipykernel", "datasel_wb.core", "datasel_wb.runs")
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_file_is_what_the_classes_say(name):
-    book, published, parts = NOTEBOOKS[name]
-    classes = (dict(data=DataRecipe, train=Recipe) | parts).values()
-    here = describe(known_settings(runs.RunRecipe, *classes), book, published)
-    assert json.loads(FILE.read_text())[name] == json.loads(json.dumps(here))
+    assert json.loads(FILE.read_text())[name] == described(name)
 
 
 def test_nothing_large_is_imported_before_the_check():
