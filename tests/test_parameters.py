@@ -83,9 +83,9 @@ def test_an_unknown_name_may_be_of_another_package(monkeypatch):
     with pytest.raises(ValueError, match="seeds = 0"): check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5", "-p", "seeds", "0"])
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_recipe_passes(name):
-    for recipe in NOTEBOOKS[name][0]: check_values({"recipe": recipe}, json.loads(FILE.read_text())[name])
+    for recipe in EXPERIMENTS[name].recipes(): check_values({"recipe": recipe}, json.loads(FILE.read_text())[name])
 
 
 def test_values_are_read_as_papermill_reads_them():
