@@ -180,7 +180,8 @@ class Training:
         device, c, train = self.backend.device, self.backend.collectives, data.train
         self.prepare = self.make_prepare()
         whole = model or recipe.build(train, seed)
-        self.structure, self.model_name = structure(whole), type(whole).__qualname__ if model else None   # before the backend adapts it
+        self.structure = structure(whole)   # before the backend adapts it
+        self.model_name = type(whole).__qualname__ if model else None
         self.model = self.backend.adapt(whole.to(device)).train()
         self.ema = EMA(self.model, recipe.ema_decay)
         self.loader = self.make_loader(recipe, augment)
@@ -301,7 +302,7 @@ class Training:
 
     def trial(self):
         "A pass forward and back on copies, to be timed: a function. Nothing of the training changes."
-        batch = self.data.train.take(torch.arange(min(self.loader.batch_size, len(self.data.train)))).to(self.backend.device)
+        batch = self.data.train.take(self.data.train.ids[:self.loader.batch_size]).to(self.backend.device)
         model, x = copy.deepcopy(self.model), self.prepare(batch.x)
         def run():
             with torch.random.fork_rng([]), self.backend.autocast(): logits = model(x)   # dropout draws from a state of its own
@@ -333,7 +334,8 @@ class Training:
         rows = (self.data.train.y, self.data.train.ids)   # which examples, with which labels
         labels = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in rows)).hexdigest()[:12]
         method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
-        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in PLACE} | ({"model": self.model_name} if self.model_name else {})
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in PLACE}
+        if self.model_name: recipe["model"] = self.model_name
         return recipe | method | {"seed": self.seed, "labels": labels, "structure": self.structure}
 
     def load_state(self, state: dict) -> None:

@@ -1,4 +1,7 @@
-"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it."""
+"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it.
+
+    python tests/test_parameters.py    # writes parameters.json; as `make parameters` does
+"""
 import base64
 import json
 import subprocess

@@ -657,7 +657,7 @@ def everything(training):
     "The whole state as one list of tensors, and the user's random state."
     found = []
     def visit(v):
-        if isinstance(v, torch.Tensor): found.append(v.clone())
+        if isinstance(v, torch.Tensor): found.append(v.double().nan_to_num(nan=-7.0))   # NaN: never presented
         elif isinstance(v, dict): [visit(v[k]) for k in v]
         elif isinstance(v, (list, tuple)): [visit(x) for x in v]
     visit(training.state())
