@@ -156,7 +156,8 @@ def give_way(
         if name in known: changed[name] = min(value(name), int(value(name) * share) if steps is None else steps // parts)
     for name in {"dynams_warmup", "dynams_every"} & known.keys(): changed[name] = int(value(name) * share)
     if "scorer_steps" in given: changed["scorer_warmup_steps"] = min(value("scorer_warmup_steps"), given["scorer_steps"] // 4)
-    return {k: v if "warmup_steps" in k else max(1, v) for k, v in changed.items() if k not in given}
+    least = {k: v if "warmup_steps" in k else max(1, v) for k, v in changed.items()}
+    return {k: v for k, v in least.items() if k not in given and v != value(k)}
 
 def merge(
     given: dict,     # name -> value, as asked for; None: not asked for
