@@ -140,7 +140,7 @@ class Checkpoints:
         if not saved:
             raise ValueError(f"{problem}, and no checkpoint beside it can; delete {self.store.folder} to start anew")
         warnings.warn(f"{problem}; the checkpoints beside it can: steps {', '.join(str(e['step']) for e in saved)}")
-        # the first of these
+        # of these the first
         best = [e for e, (dev, _) in zip(saved, marks) if dev is not None and dev == marks[-1][1]]
         best = best or (saved if len(saved) > self.keep else [])   # kept though it is old: the best
         return {"saved": saved[-self.keep:]} | {"best": e for e in best[:1]}
