@@ -48,13 +48,15 @@ def check_settings(settings) -> None:
     "Raise one `ValueError` for the first field of a settings dataclass that breaks its type or rule."
     hints = get_type_hints(type(settings))
     for f in fields(settings):
-        value, kinds = getattr(settings, f.name), get_args(hints[f.name]) or (hints[f.name],)
+        value = getattr(settings, f.name)
+        kinds = get_args(hints[f.name]) or (hints[f.name],)
         if wrong := _breach(value, kinds, f.metadata.get("rule", "any")):
             raise ValueError(f"{f.name} = {value!r}: {wrong}")
     for f in fields(settings):
         for how, name in f.metadata.get("other", {}).items():
             _check_pair(how, f.name, getattr(settings, f.name), name, getattr(settings, name))
 
+# %% ../nbs/00_settings.ipynb #f1d843ff
 def _check_pair(how: str, name: str, value, other: str, bound) -> None:
     "`ValueError` unless a field is below another one, or at most as large."
     if how == "below" and value >= bound: raise ValueError(f"{name} = {value!r}: must be below {other} = {bound!r}")
@@ -84,11 +86,13 @@ def renamed(
     for name in [k for k in given if old.get(k) in known and k not in known]:
         now = old[name]
         if now in given:
-            raise ValueError(f"{name} = {given[name]!r}: is the old name of {now}, which is given too; one of them must go")
+            raise ValueError(
+                f"{name} = {given[name]!r}: is the old name of {now}, which is given too; one of them must go")
         warnings.warn(f"{name} is now {now}; the old name goes with the next version", DeprecationWarning, level)
         out[now] = out.pop(name)
     return out
 
+# %% ../nbs/00_settings.ipynb #4f892c50
 def takes_old_names(
     **old: str,   # old name of an argument -> its name now
 ):
@@ -119,6 +123,7 @@ class Known(NamedTuple):
         text = bool in self.kinds and isinstance(value, str) and value.lower()
         return text == "true" if text in ("true", "false") else value
 
+# %% ../nbs/00_settings.ipynb #b8b216f6
 def known_settings(
     *classes: type,   # settings dataclasses; of a field that two have, the first counts
 ) -> dict:            # name -> `Known`
@@ -133,15 +138,18 @@ def known_settings(
     return known
 
 # %% ../nbs/00_settings.ipynb #36782b2c
-AT_MOST = {"warmup_steps": 4, "log_every": 5, "eval_every": 2, "save_every": 2}   # of a short training: its steps / this
+# of a short training: its steps / this
+AT_MOST = {"warmup_steps": 4, "log_every": 5, "eval_every": 2, "save_every": 2}
 
 def _steps_of(values: dict, given: dict, recipe: dict, known: dict) -> int | None:
     "Steps that were asked for, or at least so many; None when only the share of the recipe's epochs is known."
     if not given.get("epochs"): return given.get("steps") or None
-    n, batch = values.get("n_train"), values.get("batch_size", known["batch_size"].default if "batch_size" in known else 0)
+    n = values.get("n_train")
+    batch = values.get("batch_size", known["batch_size"].default if "batch_size" in known else 0)
     if n and batch: return given["epochs"] * max(1, n // batch)
     return None if recipe.get("epochs") else given["epochs"]   # a batch in an epoch, at least
 
+# %% ../nbs/00_settings.ipynb #a0a149a2
 def give_way(
     values: dict,  # of the recipe, and what was asked for
     given: dict,   # what was asked for: stays as it is
@@ -153,12 +161,15 @@ def give_way(
     steps, share, changed = _steps_of(values, given, recipe, known), 1.0, {}
     if given.get("epochs") and recipe.get("epochs"): share = min(1.0, given["epochs"] / recipe["epochs"])
     for name, parts in AT_MOST.items():
-        if name in known: changed[name] = min(value(name), int(value(name) * share) if steps is None else steps // parts)
+        if name in known:
+            changed[name] = min(value(name), int(value(name) * share) if steps is None else steps // parts)
     for name in {"dynams_warmup", "dynams_every"} & known.keys(): changed[name] = int(value(name) * share)
-    if "scorer_steps" in given: changed["scorer_warmup_steps"] = min(value("scorer_warmup_steps"), given["scorer_steps"] // 4)
+    if "scorer_steps" in given:
+        changed["scorer_warmup_steps"] = min(value("scorer_warmup_steps"), given["scorer_steps"] // 4)
     least = {k: v if "warmup_steps" in k else max(1, v) for k, v in changed.items()}
     return {k: v for k, v in least.items() if k not in given and v != value(k)}
 
+# %% ../nbs/00_settings.ipynb #f0589148
 def merge(
     given: dict,     # name -> value, as asked for; None: not asked for
     recipes: dict,   # name -> {setting: value}; "quick" and a published default must be among them
@@ -171,7 +182,8 @@ def merge(
         raise ValueError(f"{name}: no such parameter; {suggest(name, known)}")
     given = renamed({k: v for k, v in given.items() if v is not None}, known)
     given = {k: known[k].read(v) for k, v in given.items()}
-    recipe, short = given.get("recipe", "auto"), given.keys() & {"steps", "epochs"}
+    recipe = given.get("recipe", "auto")
+    short = given.keys() & {"steps", "epochs"}
     if recipe == "auto": recipe = published if short else "quick"
     if not isinstance(recipe, str) or recipe not in recipes:
         raise ValueError(f"recipe = {recipe!r}: {suggest(str(recipe), [*recipes, 'auto'])}")
@@ -197,6 +209,7 @@ def describe(
     told = {name: told_of(s) for name, s in known.items()}
     return {"published": published, "recipes": recipes, "settings": told}
 
+# %% ../nbs/00_settings.ipynb #ac76f589
 def check_values(
     given: dict,   # name -> value, as asked for
     told: dict,    # what `describe` gave, or JSON made of it

@@ -16,19 +16,22 @@ from datasel_wb.settings import Known, takes_old_names
 
 PARTS = dict(data=DataRecipe, train=Recipe, dds=DDSRecipe)
 ROOMS = ("review", "explorer", "recipes", "runs", "watch", "cards")
-TRANSLATION = ("datasel_wb.translation", "datasel_wb.corpus", "datasel_wb.mixtures", "datasel_wb.language_recipes", "sentencepiece", "sacrebleu",
-               "num2words")
+TRANSLATION = ("datasel_wb.translation", "datasel_wb.corpus", "datasel_wb.mixtures", "datasel_wb.language_recipes",
+               "sentencepiece", "sacrebleu", "num2words")
 
 
-def resolve(namespace=None, /, **given): return runs.resolve(given if namespace is None else namespace, recipes.DDS_RECIPES, "cifar10-wrn28-10", **PARTS)
+def resolve(namespace=None, /, **given):
+    return runs.resolve(given if namespace is None else namespace, recipes.DDS_RECIPES, "cifar10-wrn28-10", **PARTS)
 
 
 # --- no room of images imports one of translation
 
 def test_no_room_of_images_imports_translation():
     "Counted in a process of its own; the second part shows that the count can fail."
-    code = f"import sys, datasel_wb.{', datasel_wb.'.join(ROOMS)}; there = [m for m in {TRANSLATION} if m in sys.modules]; print(there)"
-    code += f"; import datasel_wb.language_recipes; datasel_wb.corpus.number_words(7, 'az'); print(len([m for m in {TRANSLATION} if m in sys.modules]))"
+    code = (f"import sys, datasel_wb.{', datasel_wb.'.join(ROOMS)}; "
+            f"there = [m for m in {TRANSLATION} if m in sys.modules]; print(there)")
+    code += ("; import datasel_wb.language_recipes; datasel_wb.corpus.number_words(7, 'az'); "
+             f"print(len([m for m in {TRANSLATION} if m in sys.modules]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split("\n")[:2] == ["[]", str(len(TRANSLATION))], done.stdout + done.stderr[-2000:]
 
@@ -47,7 +50,8 @@ def test_the_kind_is_written_and_read(tmp_path):
     (run.folder / "recipe.json").write_text(json.dumps(about))
     assert runs.read_recipe(run.folder)["kind"] == "translation"
     (run.folder / "recipe.json").write_text(json.dumps(about | {"kind": "sounds"}))
-    with pytest.raises(ValueError, match="kind = 'sounds': must be one of images, translation"): runs.read_recipe(run.folder)
+    with pytest.raises(ValueError, match="kind = 'sounds': must be one of images, translation"):
+        runs.read_recipe(run.folder)
 
 
 def test_a_column_does_not_make_the_kind(tmp_path):
@@ -64,8 +68,10 @@ def test_a_column_does_not_make_the_kind(tmp_path):
 
 def test_old_names_of_settings():
     for cls in (LoopRecipe, Recipe):
-        with pytest.warns(DeprecationWarning, match="grad_bound is now clip_norm"): assert cls(grad_bound=0.5).clip_norm == 0.5
-    with pytest.raises(ValueError, match="grad_bound = 0.5: is the old name of clip_norm, which is given too"): replace(Recipe(), grad_bound=0.5)
+        with pytest.warns(DeprecationWarning, match="grad_bound is now clip_norm"):
+            assert cls(grad_bound=0.5).clip_norm == 0.5
+    with pytest.raises(ValueError, match="grad_bound = 0.5: is the old name of clip_norm, which is given too"):
+        replace(Recipe(), grad_bound=0.5)
     with pytest.raises(TypeError, match="grad_bount"): Recipe(grad_bount=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -73,9 +79,11 @@ def test_old_names_of_settings():
 
 
 def test_old_names_in_parameters_and_in_old_runs(tmp_path):
-    with pytest.warns(DeprecationWarning, match="grad_bound is now clip_norm"): assert resolve(grad_bound=0.5).train.clip_norm == 0.5
+    with pytest.warns(DeprecationWarning, match="grad_bound is now clip_norm"):
+        assert resolve(grad_bound=0.5).train.clip_norm == 0.5
     cells = ["clip_norm: float = None", "# Parameters\ngrad_bound = 0.25"]
-    with pytest.warns(DeprecationWarning): assert resolve(dict(In=cells, clip_norm=None, grad_bound=0.25)).train.clip_norm == 0.25
+    with pytest.warns(DeprecationWarning):
+        assert resolve(dict(In=cells, clip_norm=None, grad_bound=0.25)).train.clip_norm == 0.25
     with pytest.raises(ValueError, match="words: no such parameter"): resolve(words=5)    # of translation
     run = runs.open_run(resolve(name="mine", clip_norm=0.5), root=tmp_path)
     run.close()
@@ -113,10 +121,14 @@ def test_what_nobody_set_gives_way(given, there):
 
 
 def test_a_recipe_in_epochs_gives_way_by_its_share():
-    def short(**given): return runs.resolve(given | {"recipe": "quick"}, recipes.DYNAMS_RECIPES, "", data=DataRecipe, train=Recipe, dynams=DynaMSRecipe)
+    def short(**given):
+        return runs.resolve(given | {"recipe": "quick"}, recipes.DYNAMS_RECIPES, "", data=DataRecipe, train=Recipe,
+                            dynams=DynaMSRecipe)
     whole, part = short(), short(epochs=5)
-    assert (whole.train.epochs, whole.train.warmup_steps, whole.dynams.dynams_warmup, whole.dynams.dynams_every) == (20, 20, 4, 4)
-    assert (part.train.epochs, part.train.warmup_steps, part.dynams.dynams_warmup, part.dynams.dynams_every) == (5, 5, 1, 1)
+    assert (whole.train.epochs, whole.train.warmup_steps, whole.dynams.dynams_warmup, whole.dynams.dynams_every) == (
+        20, 20, 4, 4)
+    assert (part.train.epochs, part.train.warmup_steps, part.dynams.dynams_warmup, part.dynams.dynams_every) == (
+        5, 5, 1, 1)
     assert short(epochs=5, dynams_warmup=3).dynams.dynams_warmup == 3
 
 
@@ -132,16 +144,19 @@ def test_what_was_set_and_does_not_fit_is_refused(given, message):
 
 # --- what a namespace says
 
-CELLS = ["import os", "recipe: str = 'auto'\nsteps: int = None", "# Parameters\nsteps = 50\n", "count = 5\nfor k in range(3): pass"]
+CELLS = ["import os", "recipe: str = 'auto'\nsteps: int = None", "# Parameters\nsteps = 50\n",
+         "count = 5\nfor k in range(3): pass"]
 
 
 def test_a_stray_global_of_a_notebook_is_no_parameter():
     namespace = dict(In=CELLS, Out={}, recipe="auto", steps=50, count=5, k=2, limits=(1, 2), note="mine")
     assert resolve(namespace).train.steps == 50
-    with pytest.raises(ValueError, match="count: no such parameter"): resolve({k: v for k, v in namespace.items() if k not in ("In", "Out")})
+    with pytest.raises(ValueError, match="count: no such parameter"):
+        resolve({k: v for k, v in namespace.items() if k not in ("In", "Out")})
 
 
-@pytest.mark.parametrize("cell, name", [("# Parameters\nbatchsize = 64", "batchsize"), ("steps = 9\nbatchsize: int = 64", "batchsize"),
+@pytest.mark.parametrize("cell, name", [("# Parameters\nbatchsize = 64", "batchsize"),
+                                        ("steps = 9\nbatchsize: int = 64", "batchsize"),
                                         ("steps, batchsize = 9, 64", "batchsize")])
 def test_a_misspelt_name_in_a_parameter_cell_is_refused(cell, name):
     with pytest.raises(ValueError, match="batchsize: no such parameter; did you mean 'batch_size'"):
@@ -150,7 +165,8 @@ def test_a_misspelt_name_in_a_parameter_cell_is_refused(cell, name):
 
 def test_without_a_parameter_cell_everything_plain_is_a_parameter():
     "As a shell that keeps no cells has it; nothing misspelt is ever ignored."
-    with pytest.raises(ValueError, match="batchsize: no such parameter"): resolve({"In": ["", "%matplotlib inline"], "batchsize": 64})
+    with pytest.raises(ValueError, match="batchsize: no such parameter"):
+        resolve({"In": ["", "%matplotlib inline"], "batchsize": 64})
 
 
 @pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("false", False), ("FALSE", False)])
@@ -174,19 +190,23 @@ def test_paths_are_stored_absolute(tmp_path, monkeypatch):
         run = runs.open_run(resolve(recipe="quick", **given), root=tmp_path / "runs")
         run.close()
         return runs.read_recipe(run.folder)["settings"]
-    there = stored(dataset="./pictures", data_dir="data", decisions="d.csv", checkpoint_dir="kept", scorer_checkpoint="a/b")
-    for name, path in dict(dataset="pictures", data_dir="data", decisions="d.csv", checkpoint_dir="kept", scorer_checkpoint="a/b").items():
+    there = stored(dataset="./pictures", data_dir="data", decisions="d.csv", checkpoint_dir="kept",
+                   scorer_checkpoint="a/b")
+    for name, path in dict(dataset="pictures", data_dir="data", decisions="d.csv", checkpoint_dir="kept",
+                           scorer_checkpoint="a/b").items():
         assert there[name] == f"{tmp_path}/{path}"
     assert stored(dataset="numbers")["dataset"] == f"{tmp_path}/numbers"           # a folder
     assert stored(dataset="mnist")["dataset"] == "mnist"                            # a data set, whatever lies here
-    assert stored(checkpoint_dir="gs://bucket/run")["checkpoint_dir"] == "gs://bucket/run" and stored()["data_dir"] is None
+    assert stored(checkpoint_dir="gs://bucket/run")["checkpoint_dir"] == "gs://bucket/run"
+    assert stored()["data_dir"] is None
     assert runs.absolute({"corpus": "numbers"}, runs.kind_of_run("translation")) == {"corpus": "numbers"}
     assert runs.absolute({"corpus": "./ted"}, runs.kind_of_run("translation")) == {"corpus": f"{tmp_path}/ted"}
 
 
 def test_a_run_of_an_older_version_with_relative_paths_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    def opened(): return runs.open_run(resolve(name="mine", recipe="quick", dataset="./pictures"), root=tmp_path / "runs")
+    def opened():
+        return runs.open_run(resolve(name="mine", recipe="quick", dataset="./pictures"), root=tmp_path / "runs")
     run = opened()
     run.close()
     path = run.folder / "recipe.json"
