@@ -41,7 +41,7 @@ def test_a_training_against_one_that_takes_only_the_chosen_examples(data):
             irreducible.append(float(F.cross_entropy(holdout.eval()(x), data.train.y[i:i + 1])))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(data.train.x[0].numel(), 10)).double()
     other = copy.deepcopy(model)
-    def prepare(x): return (x.double() / 255 - torch.tensor(data.train.mean).double()[:, None, None]) / torch.tensor(data.train.std).double()[:, None, None]
+    def prepare(x, *_): return (x.double() / 255 - torch.tensor(data.train.mean).double()[:, None, None]) / torch.tensor(data.train.std).double()[:, None, None]
     sel = RHOLoss(holdout, keep=0.25).bind(Task(model, data.train, prepare=prepare))
     assert sel.irreducible.tolist() == pytest.approx(irreducible, rel=1e-12) and sel.task.passes == 300 and sel.holdout is None
     opt = torch.optim.SGD(other.parameters(), 0.1, momentum=0.9)

@@ -139,7 +139,7 @@ def test_earlier_trainings_are_any_that_are_declared(own, tmp_path):
 
 
 def test_an_outside_method_in_the_contract_check_and_in_the_profile(outside):
-    said = run(outside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_selectors.py", "tests/test_profile.py", "-k", "toy", "-v")
+    said = run(outside, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_selectors.py", "tests/test_profile.py", "-k", "toy", "-v")
     for test in ("test_contract[toy] PASSED", "test_every_method_and_a_step_as_always[toy] PASSED"): assert test in said
 
 
