@@ -241,7 +241,7 @@ class Chosen(W.VBox):
 
     def offer(self, wish=None) -> None:
         "Offer the scores to sort by."
-        offer_options(self.by, self.records.scores or ["source"], wish)
+        offer_options(self.by, self.records.scores or ["id"], wish)
 
     def show(self, rows) -> None:
         "Show these rows, from the first page."
@@ -264,7 +264,7 @@ class Chosen(W.VBox):
         for row, x, values in zip(rows.tolist(), taken, frame.to_dict("records")):
             lines = [str(values[self.records.group])] if self.records.group else []
             cards.append({"row": row, "lines": [*lines, _short(values[self.by.value])],
-                          "mark": self.marks.get(values["source"], ""), "missing": x is None,
+                          "mark": self.marks.get(values["id"], ""), "missing": x is None,
                           "text": f"{values['source_text']}\n→ {values['target_text']}" if text else ""})
         with self.cards.hold_sync(): self.cards.sheet, self.cards.cards = b"" if text else sheet(taken), cards
         self.shown = (f"{first + 1:,} to {first + len(rows):,} shown"
@@ -277,7 +277,7 @@ class Chosen(W.VBox):
         self.about.value = f"{n:,} example{'s' * (n > 1)}, {self.shown}{acted}" if n else "no example is selected"
 
     def decided(self, marks: dict) -> None:
-        "Show the decisions, source -> action."
+        "Show the decisions, id -> action."
         if marks == self.marks: return
         self.marks = marks
         if len(self.rows): self._draw()

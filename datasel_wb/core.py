@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIGN', 'RULES', 'Batch', 'per_example_loss', 'evaluating', 'align', 'seeded', 'Collectives', 'start_momentum',
-           'setting', 'check_settings', 'check', 'check_ids', 'suggest', 'listed']
+           'setting', 'check_settings', 'check', 'check_ids', 'id_table', 'suggest', 'listed']
 
 # %% ../nbs/00_core.ipynb #be9f06e5
 import difflib
@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 # %% ../nbs/00_core.ipynb #4f2d1e0c
 class Batch(NamedTuple):
-    "Examples that travel together: inputs, labels and their ids in the full training set."
+    "Examples that travel together: inputs, labels and their ids, places in the full training set."
     x: Tensor    # [B, ...] inputs
     y: Tensor    # [B] labels, int64
     idx: Tensor  # [B] ids, int64
@@ -197,11 +197,34 @@ def check(rule: str | tuple, kind: type = float, **values) -> None:
     for name, value in values.items():
         if wrong := _breach(value, (kind,), rule): raise ValueError(f"{name} = {value!r}: {wrong}")
 
-def check_ids(ids: Tensor, n: int | None, name: str, what: str) -> None:
-    "`ValueError` unless ids lie in 0..n-1 (`what`: of what). On the CPU only: elsewhere it would wait for the device."
+def check_ids(
+    ids: Tensor,
+    n: int | None,   # they must lie in 0..n-1; None: nothing is checked
+    name: str,       # of the argument, for the error
+    what: str,       # whose ids they are, for the error
+    table: Tensor | None = None,  # what `id_table` gave: some of 0..n-1 may be absent
+) -> None:
+    "`ValueError` unless all ids are there. On the CPU only: elsewhere it would wait for the device."
     if n is None or ids.device.type != "cpu" or not len(ids): return
     low, high = (f(ids.numpy()) for f in (np.min, np.max))
     if low < 0 or high >= n: raise ValueError(f"{name} = {low if low < 0 else high}: must lie in 0..{n - 1}, {what}")
+    if table is None or table.device.type != "cpu": return
+    lost = table.numpy()[ids.numpy()] < 0
+    if lost.any(): raise ValueError(f"{name} = {ids[lost.argmax()]}: must be among {what}")
+
+def id_table(
+    ids: Tensor,  # [M] int64, on the CPU
+    full: int,    # size of the full set: ids lie in 0..full-1
+) -> Tensor | None:   # [full] where each id stands in `ids`, -1: absent; None when ids are 0..full-1, each its own position
+    "A table from ids to positions. `ValueError` on an id out of range or given twice."
+    check_ids(ids, full, "ids", "the places in the full set")
+    positions = torch.arange(len(ids))
+    if len(ids) == full and torch.equal(ids, positions): return None
+    table = torch.full((full,), -1)
+    table[ids] = positions
+    twice = table[ids] != positions
+    if twice.any(): raise ValueError(f"ids = {int(ids[twice][0])}: must be given only once")
+    return table
 
 def suggest(word: str, known) -> str:
     "A hint for a misspelt name: the nearest known one, or all of them."

@@ -113,13 +113,13 @@ def permute_pixels(
 
 # %% ../nbs/01_corruption.ipynb #f2cef9a7
 def changed_labels(split: Split) -> "pd.DataFrame":
-    "One row per label that differs from the clean one, by id: `id`, `source`, `label`, `clean_label`. `ValueError` if those are unknown."
+    "One row per label that differs from the clean one, `id`, `label`, `clean_label`. `ValueError` if those are unknown."
     if split.clean_y is None and split.noisy is not None and split.noisy.any():
         raise ValueError(f"clean_y = None: the clean labels of {int(split.noisy.sum())} noisy examples are not known")
     with extra("workbench"): import pandas as pd
     clean = split.y if split.clean_y is None else split.clean_y
-    ids = (split.y != clean).nonzero()[:, 0]
-    columns = dict(id=ids, source=split.source[ids], label=split.y[ids], clean_label=clean[ids])
+    at = (split.y != clean).nonzero()[:, 0]
+    columns = dict(id=split.ids[at.cpu()], label=split.y[at], clean_label=clean[at])
     return pd.DataFrame({name: t.cpu().numpy() for name, t in columns.items()})
 
 def _column(frame: "pd.DataFrame", name: str, n: int) -> Tensor:
@@ -134,25 +134,27 @@ def _column(frame: "pd.DataFrame", name: str, n: int) -> Tensor:
 # %% ../nbs/01_corruption.ipynb #5d832fbc
 def apply_changes(
     split: Split,         # with the labels that the list calls clean
-    frame: "pd.DataFrame",  # columns id, label, clean_label, one row per change; others are ignored
+    frame: "pd.DataFrame",  # columns id, label, clean_label, one row per change; an older list names the id `source`
 ) -> Split:
     "The split with the labels of a list. `ValueError` on a bad id or label, or a list made for other data."
-    sizes = {"id": len(split), "label": split.n_classes, "clean_label": split.n_classes}
+    frame = frame.assign(id=frame["source"]) if "source" in frame else frame
+    sizes = {"id": split.full, "label": split.n_classes, "clean_label": split.n_classes}
     ids, label, clean = (_column(frame, name, n).to(split.y.device) for name, n in sizes.items())
     if len(twice := frame["id"][frame["id"].duplicated()]): raise ValueError(f"id = {twice.iloc[0]}: must occur only once in a list")
-    if (bad := split.y[ids] != clean).any():
+    at = split.positions(ids)
+    if (bad := split.y[at] != clean).any():
         i = int(bad.nonzero()[0])
-        raise ValueError(f"clean_label = {int(clean[i])} for id {int(ids[i])}: the split has label {int(split.y[ids[i]])} there, "
+        raise ValueError(f"clean_label = {int(clean[i])} for id {int(ids[i])}: the split has label {int(split.y[at[i]])} there, "
                          "the list is from another dataset")
     new = copy.copy(split)
     new.y, new.clean_y = split.y.clone(), split.y
-    new.y[ids] = label
+    new.y[at] = label
     new.noisy = new.y != new.clean_y
     return new
 
 # %% ../nbs/01_corruption.ipynb #29349472
 ACTIONS = ("remove", "relabel", "keep")
-DECISIONS = ("source", "action", "label", "was", "reason")   # the columns of the file
+DECISIONS = ("id", "action", "label", "was", "reason")   # the columns of the file; an older one calls the first `source`
 
 def read_decisions(path) -> "pd.DataFrame":
     "The rows of a file of decisions. `ValueError` naming the first line that is wrong."
@@ -161,18 +163,19 @@ def read_decisions(path) -> "pd.DataFrame":
     try: frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
         raise ValueError(f"decisions = {str(path)!r}: not a CSV file with the columns {', '.join(DECISIONS)} ({e})") from None
+    if "id" not in frame: frame = frame.rename(columns={"source": "id"})
     if lost := [c for c in DECISIONS[:2] if c not in frame]: raise ValueError(f"decisions = {str(path)!r}: column {lost[0]!r} is missing")
     frame = frame.reindex(columns=list(DECISIONS), fill_value="")
-    twice = frame.source.duplicated()
-    wrong = {"source": ~frame.source.str.fullmatch("[0-9]{1,18}"), "action": ~frame.action.isin(ACTIONS),
-             "label": (frame.action == "relabel") & (frame.label == ""), "source again": twice}
-    needed = {"source": "a whole number, 0 or more", "action": f"one of {', '.join(ACTIONS)}", "label": "a class where the action is relabel",
-              "source again": "named only once"}
+    twice = frame["id"].duplicated()
+    wrong = {"id": ~frame["id"].str.fullmatch("[0-9]{1,18}"), "action": ~frame.action.isin(ACTIONS),
+             "label": (frame.action == "relabel") & (frame.label == ""), "id again": twice}
+    needed = {"id": "a whole number, 0 or more", "action": f"one of {', '.join(ACTIONS)}", "label": "a class where the action is relabel",
+              "id again": "named only once"}
     for name, bad in wrong.items():
         if not bad.any(): continue
         line, field = int(bad.argmax()), name.split()[0]
         raise ValueError(f"decisions = {str(path)!r}, line {line + 2}: {field} = {frame[field].iloc[line]!r} must be {needed[name]}")
-    return frame.astype({"source": "int64"})
+    return frame.astype({"id": "int64"})
 
 # %% ../nbs/01_corruption.ipynb #cf73d317
 def apply_decisions(
@@ -181,11 +184,11 @@ def apply_decisions(
 ) -> Split:
     "The split after the decisions. `ValueError` when they are about other data, or leave nothing."
     with extra("workbench"): import pandas as pd
-    place = pd.Series(np.arange(len(split)), index=split.source.cpu().numpy())
-    rows = decisions[decisions.source.isin(place.index)]
+    position = pd.Series(np.arange(len(split)), index=split.ids.numpy())
+    rows = decisions[decisions["id"].isin(position.index)]
     if len(decisions) and not len(rows):
-        raise ValueError(f"source = {decisions.source.iloc[0]}: neither this nor any other of the {len(decisions)} decisions is about the training split")
-    at, action = torch.from_numpy(place[rows.source].to_numpy().copy()), rows.action.to_numpy()
+        raise ValueError(f"id = {decisions['id'].iloc[0]}: neither this nor any other of the {len(decisions)} decisions is about the training split")
+    at, action = torch.from_numpy(position[rows["id"]].to_numpy().copy()), rows.action.to_numpy()
     new = _relabelled(split, rows, at, action == "relabel")
     chosen = torch.full((len(split),), "keep" not in action)
     for name, sees in (("remove", False), ("relabel", True), ("keep", True)): chosen[at[action == name]] = sees
@@ -195,15 +198,16 @@ def apply_decisions(
 def _relabelled(split: Split, rows: "pd.DataFrame", at: Tensor, which) -> Split:
     "The split with the new labels of the rows `which`, at positions `at`; all rows are checked against the labels that are there."
     if split.y.ndim > 1:   # sentences
-        if which.any(): raise ValueError(f"action = 'relabel' for source {rows.source[which].iloc[0]}: must be remove or keep, for sentence pairs have no class")
+        if which.any(): raise ValueError(f"action = 'relabel' for id {rows['id'][which].iloc[0]}: must be remove or keep, for sentence pairs have no class")
         return split
     number = {name: i for i, name in enumerate(split.classes)}
     for name, known in (("label", which), ("was", (rows.was != "").to_numpy())):
-        for source, word in rows.loc[known & ~rows[name].isin(number), ["source", name]].itertuples(index=False):
-            raise ValueError(f"{name} = {word!r} for source {source}: must be one of the classes {', '.join(split.classes[:12])}")
+        for i, word in rows.loc[known & ~rows[name].isin(number), ["id", name]].itertuples(index=False):
+            raise ValueError(f"{name} = {word!r} for id {i}: must be one of the classes {', '.join(split.classes[:12])}")
     there = np.array(split.classes)[split.y[at].cpu().numpy()]
-    for source, was, now in zip(rows.source, rows.was, there):
-        if was not in ("", now): raise ValueError(f"was = {was!r} for source {source}: the training split has {str(now)!r} there, so the decisions are about other data or other noise")
+    for i, was, now in zip(rows["id"], rows.was, there):
+        if was not in ("", now):
+            raise ValueError(f"was = {was!r} for id {i}: the training split has {str(now)!r} there, so the decisions are about other data or other noise")
     new, at = copy.copy(split), at[torch.from_numpy(which)].to(split.y.device)
     new.y = split.y.clone()
     new.y[at] = torch.tensor([number[w] for w in rows.label[which]], dtype=new.y.dtype, device=new.y.device)

@@ -113,7 +113,8 @@ def load_tree(
     loaded = [(load_images(files, recipe.image_size, channels, recipe.skip_corrupt), y, names) for files, y, names in lists]
     mean, std = stats or pixel_stats(loaded[0][0][0])
     if loaded[0][0][0].shape[1:] != loaded[1][0][0].shape[1:]: raise ValueError(f"{root}: train and test images differ in size; set image_size")
-    return _listed(root, lists, tuple(Examples(x, y[kept], names, kept, mean=mean, std=std) for (x, kept), y, names in loaded))
+    splits = (Examples(x, y[kept], names, kept, mean=mean, std=std, full=len(y)) for (x, kept), y, names in loaded)
+    return _listed(root, lists, tuple(splits))
 
 def _listed(root: Path, lists: list, splits: tuple) -> tuple:
     "The splits of a tree, of which the training split knows its files."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .core import Collectives, check_ids
+from .core import Collectives, check_ids, id_table
 from .scores import SCORES, residual
 from .names import extra, moved
 
@@ -46,9 +46,9 @@ class History(nn.Module):
             if folder is None: self.register_buffer(name, torch.full(shape, torch.nan))
             else: self.files[name] = _mapped(Path(folder) / f"history_{name}.f32", shape)
 
-    def add(self, idx: Tensor, at: Tensor, *values: Tensor) -> None:
-        "Write the batch's values [B] of all quantities at ids `idx` and presentations `at`."
-        place = idx * (self.length + 1) + at.long().clamp_max(self.length)
+    def add(self, rows: Tensor, at: Tensor, *values: Tensor) -> None:
+        "Write the batch's values [B] of all quantities in `rows`, at presentations `at`."
+        place = rows * (self.length + 1) + at.long().clamp_max(self.length)
         if self.files: place, values = place.cpu(), [v.cpu() for v in values]
         for name, value in zip(self.NAMES, values):
             self.values(name).view(-1).index_copy_(0, place, value)
@@ -103,7 +103,7 @@ def _scores(row: dict) -> dict:
 
 # %% ../nbs/04_dynamics.ipynb #de2d4e43
 class Dynamics(nn.Module):
-    "One row of training records per example, and the mean weight of groups of examples between two readings."
+    "One row of training records per example, in the order of `ids`; and the mean weights of groups between readings."
     ROWS = ROWS
     FRESH = {"loss": torch.inf, "first_learned": torch.inf, "max_loss_increase": -torch.inf}   # before the first presentation
 
@@ -114,9 +114,14 @@ class Dynamics(nn.Module):
         history: int = 0,             # presentations of each example kept in full; 0: none
         folder=None,                  # of the history's memory-mapped files; None: in memory
         collectives: Collectives = Collectives(),
+        ids: Tensor | None = None,    # [N] places in the full set; 0..N-1 when None
+        full: int | None = None,      # size of the full set; up to the largest id when None
     ):
         super().__init__()
         self.collectives = collectives
+        self.ids = torch.arange(len(y)) if ids is None else ids.cpu()
+        self.full = full if full is not None else int(self.ids.max()) + 1
+        self.register_buffer("at", id_table(self.ids, self.full), persistent=False)   # [full] row of an id; None: the id
         fresh = torch.tensor([self.FRESH.get(name, 0.0) for name in self.ROWS])
         self.register_buffer("rows", fresh.repeat(len(y), 1))             # [N, columns]
         self.groups = [f"class/{c}" for c in classes] + ([] if noisy is None else ["clean", "noisy"])
@@ -133,12 +138,13 @@ class Dynamics(nn.Module):
         weights: Tensor | None,   # [B] weights of the batch, sum 1 in uniform training; None: uniform
     ) -> None:
         "Add one batch. `ValueError` on ids out of range (on CUDA an assertion of the device)."
-        check_ids(idx, len(self.rows), "idx", "the ids of the recorded examples")
+        check_ids(idx, self.full, "idx", "the ids of the recorded examples", self.at)
         relative = torch.ones_like(losses) if weights is None else weights * self.collectives.count(weights)
         idx, losses, relative, *looks = self.collectives.rows(idx, losses.float(), relative.float(), *_looks(logits, y))
-        old = self.rows.index_select(0, idx)
-        self.rows.index_copy_(0, idx, _next_rows(old, losses, relative, looks))
-        if self.kept is not None: self.kept.add(idx, old[:, len(SUMS)], losses, looks[0].float(), looks[1])
+        at = idx if self.at is None else self.at[idx]
+        old = self.rows.index_select(0, at)
+        self.rows.index_copy_(0, at, _next_rows(old, losses, relative, looks))
+        if self.kept is not None: self.kept.add(at, old[:, len(SUMS)], losses, looks[0].float(), looks[1])
 
     def column(self, name: str) -> Tensor:
         "A view [N] of one of the columns `ROWS`."
@@ -167,7 +173,7 @@ class Dynamics(nn.Module):
         with extra("workbench"): import pandas as pd
         row = dict(zip(self.ROWS, self.rows.cpu().unbind(1)))
         n = row["presentations"]
-        rows = {"id": range(len(n)), "presentations": n.int()}
+        rows = {"id": self.ids, "presentations": n.int()}
         for name in ("loss", "weight", "correct"):
             rows[f"{name}_mean"] = row[f"{name}_sum"] / n
             rows[f"{name}_last"] = torch.where(n > 0, row[name], torch.nan)

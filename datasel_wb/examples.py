@@ -10,6 +10,7 @@ __all__ = ['check_stats', 'Split', 'Examples', 'Splits', 'Normalise', 'prefetch'
 import copy
 import math
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Iterator, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import Batch, Collectives, seeded
+from .core import Batch, Collectives, check_ids, id_table, seeded
 
 # %% ../nbs/01_examples.ipynb #cd132858
 def _check_rows(y, classes, rows) -> None:
@@ -51,28 +52,68 @@ class _Rows:
         "The same split with its tensors on `device`."
         return self._map(lambda t: t.to(device))
     def select(self, positions):
-        "A split of its own from some positions [n]: ids restart at 0, `source` is carried along."
+        "A split of some positions [n]; every example keeps its id."
         return self._map(lambda t: t[torch.as_tensor(positions)])
+
+# %% ../nbs/01_examples.ipynb #5b1f07c2
+def _earlier_name(ids):
+    "Ids that were asked for or given as `source`."
+    warnings.warn("source is now called ids: the place in the full set", DeprecationWarning, stacklevel=3)
+    return ids
+
+def _check_there(ids: Tensor, split) -> None:
+    "`ValueError` unless a split has these ids on the CPU, or -1 instead of one."
+    real = ids.numpy()
+    check_ids(torch.from_numpy(real[real != -1]), split.full, "ids", "the ids of the split", split.table)
 
 # %% ../nbs/01_examples.ipynb #3d6fde0d
 class Split(_Rows):
-    "What any split knows about its examples. Ids are 0..N-1, for life."
-    rows = ("y", "clean_y", "source", "noisy")
+    "What any split knows about its examples; an id is a place in the full set, for life."
+    rows = ("y", "clean_y", "noisy")
     nbytes = None   # memory that the images take; None: they stay on disk
-    listing = None  # of an image tree: its folder, and all files in it, by `source`
+    listing = None  # of an image tree: its folder, and all files in it, by id
     def __init__(self,
         y: Tensor,                      # [N] labels to train on, int64
         classes,                        # names, one per class
-        source: Tensor | None = None,   # [N] place in the published set, int64; 0..N-1 when None
+        ids: Tensor | None = None,      # [N] place in the full set, int64; 0..N-1 when None
         clean_y: Tensor | None = None,  # [N] labels before noise; None: unknown
         noisy: Tensor | None = None,    # [N] bool, corrupted; where `clean_y` differs when None
         mean=(0.0,), std=(1.0,),        # per channel, on the 0..1 scale for uint8 images
+        full: int | None = None,        # size of the full set; up to the largest id when None
+        source: Tensor | None = None,   # earlier name of `ids`
     ):
         self.y, self.classes, self.clean_y = y, tuple(map(str, classes)), clean_y
-        self.source = torch.arange(len(y)) if source is None else source
-        _check_rows(y, self.classes, {"source": source, "clean_y": clean_y, "noisy": noisy})
+        if source is not None: ids = _earlier_name(source)
+        _check_rows(y, self.classes, {"ids": ids, "clean_y": clean_y, "noisy": noisy})
         self.noisy = clean_y != y if noisy is None and clean_y is not None else noisy
         self.mean, self.std = check_stats(mean, std)
+        self._name(torch.arange(len(y)) if ids is None else ids, full)
+    def _name(self, ids: Tensor, full: int | None = None) -> None:
+        "Give the rows their ids, which stay on the host; the table from ids to positions goes with the split."
+        self.ids = ids.cpu()
+        self.full = full if full is not None else int(self.ids.max()) + 1 if len(ids) else 0
+        self.table = id_table(self.ids, self.full)
+    @property
+    def source(self) -> Tensor: return _earlier_name(self.ids)
+    def to(self, device):
+        new = super().to(device)
+        new.table = None if self.table is None else self.table.to(device)
+        return new
+    def select(self, positions):
+        "A split of some positions [n]; every example keeps its id."
+        new = super().select(positions)
+        new._name(self.ids[torch.as_tensor(positions).cpu()], self.full)
+        return new
+    def positions(self, ids: Tensor) -> Tensor:
+        "The rows of examples by their ids [B]; -1, which fills up a batch, gives some row. `ValueError` on others (CPU)."
+        if ids.device.type == "cpu": _check_there(ids, self)
+        return ids if self.table is None else self.table[ids]
+    def by_id(self, values: Tensor, fill=torch.nan) -> Tensor:
+        "Values of the rows [N, ...] as a table over ids [full, ...], with `fill` where an id is absent."
+        if self.table is None: return values
+        table = self.table.to(values.device)
+        there = (table >= 0).view(-1, *[1] * (values.ndim - 1))
+        return torch.where(there, values[table.clamp_min(0)], fill)
     def __len__(self): return len(self.y)
     @property
     def n_classes(self) -> int: return len(self.classes)
@@ -80,14 +121,15 @@ class Split(_Rows):
         "The group of each example [N], the groups' names, and which examples are noisy: what the records tell apart."
         return self.y, self.classes, self.noisy
     def columns(self) -> dict:
-        "What is known of each example: its place in the published set, its labels, whether it is noisy."
+        "What is known of each example beside its id: its labels, whether it is noisy, its file."
         names = [self.classes[c] for c in self.y.tolist()]
-        return {"source": self.source, "label": self.y, "class": names, "clean_label": self.clean_y, "noisy": self.noisy, "file": self.files_below()}
-    def files_below(self, source=None) -> list | None:
-        "The files of examples by their `source`, of all when None, relative to the folder of an image tree; None for other data."
+        return {"label": self.y, "class": names, "clean_label": self.clean_y, "noisy": self.noisy,
+                "file": self.files_below()}
+    def files_below(self, ids=None) -> list | None:
+        "The files of examples by their ids, of all when None, relative to the folder of an image tree; None for other data."
         if self.listing is None: return None
         folder, files = self.listing
-        found = files[(self.source.cpu() if source is None else torch.as_tensor(source)).numpy()]
+        found = files[(self.ids if ids is None else torch.as_tensor(ids)).numpy()]
         return [f[len(os.fsencode(folder)) + 1:].decode(errors="backslashreplace") for f in found.tolist()]
 
 # %% ../nbs/01_examples.ipynb #a78fecfd
@@ -98,9 +140,9 @@ class Examples(Split):
     def __init__(self,
         x: Tensor,           # [N, C, H, W] uint8 images, or float32
         y: Tensor, classes,  # [N] labels to train on, int64; names of the classes
-        source=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,),  # see `Split`
+        ids=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,), full=None, source=None,  # see `Split`
     ):
-        super().__init__(y, classes, source, clean_y, noisy, mean, std)
+        super().__init__(y, classes, ids, clean_y, noisy, mean, std, full, source)
         _check_rows(y, self.classes, {"x": x})
         if x.dtype not in (torch.uint8, torch.float32): raise ValueError(f"x: must be uint8 or float32, is {x.dtype}")
         if x.dtype == torch.float32 and (bad := ~x.flatten(1).isfinite().all(1)).any():
@@ -113,8 +155,8 @@ class Examples(Split):
     def nbytes(self) -> int: return self.x.nbytes
     def take(self, ids: Tensor) -> Batch:
         "The raw examples `ids` [B], on the split's device."
-        ids = ids.to(self.x.device)
-        return Batch(self.x[ids], self.y[ids], ids)
+        at = self.positions(ids := ids.to(self.x.device))
+        return Batch(self.x[at], self.y[at], ids)
     def stream(self, ids, workers: int = 0, crops=None, pin: bool = False) -> Iterator[Batch]:
         "`take` for each row of `ids` [n_batches, B]; the arguments are for splits that must decode."
         return (self.take(row) for row in ids)
@@ -202,6 +244,7 @@ class Loader:
     ):
         check_batch(batch_size, len(examples), collectives.devices)
         self.examples = examples.to(device) if resident and examples.nbytes is not None else examples
+        self.table = None if examples.table is None else examples.table.cpu()
         self.batch_size, self.augment, self.collectives = batch_size, augment, collectives
         self.seed, self.device, self.workers = seed, torch.device(device), workers
         self.order_rng, self.augment_rng = seeded(seed, "order"), seeded(seed, "augment")
@@ -222,9 +265,13 @@ class Loader:
         "Batches in an epoch of `n_ids` ids, all when None."
         return (len(self.examples) if n_ids is None else n_ids) // self.batch_size
 
+    def checked(self, ids: Tensor) -> Tensor:
+        "Ids on the CPU; `ValueError` unless 1-D int64, of this split and enough for a batch."
+        return _checked_ids(ids, self.examples.full, self.table, self.batch_size)
+
     def begin(self, ids: Tensor | None = None) -> None:
         "Draw the order of a new epoch over `ids`, over all examples when None."
-        ids = torch.arange(len(self.examples)) if ids is None else _checked_ids(ids, len(self.examples), self.batch_size)
+        ids = self.examples.ids if ids is None else self.checked(ids)
         self.order = ids[torch.randperm(len(ids), generator=self.order_rng)]
         self.position, self.epoch, self._raw = 0, self.epoch + 1, None
 
@@ -251,26 +298,30 @@ class Loader:
 
     def load_state_dict(self, state: dict) -> None:
         "Continue from a `state_dict`. `ValueError` when it speaks of examples that are not here."
-        if len(state["order"]): _checked_ids(state["order"], len(self.examples), self.batch_size)
+        if len(state["order"]): self.checked(state["order"])
         self.order, self.position, self.epoch, self._raw = state["order"].cpu().clone(), state["position"], state["epoch"], None
         self.order_rng.set_state(state["order_rng"].cpu())
         self.augment_rng.set_state(state["augment_rng"].cpu())
 
 # %% ../nbs/01_examples.ipynb #1658f0ba
-def _checked_ids(ids, n: int, batch_size: int) -> Tensor:
-    "Ids on the CPU; `ValueError` unless 1-D int64, in 0..n-1 and enough for a batch."
+def _checked_ids(ids, full: int, table: Tensor | None, batch_size: int) -> Tensor:
+    "Ids on the CPU; `ValueError` unless 1-D int64, in 0..full-1, in the table and enough for a batch."
     if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.dtype != torch.int64:
         what = f"{ids.ndim}-D {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"ids: must be a 1-D int64 tensor, is {what}")
     if len(ids) < batch_size: raise ValueError(f"batch_size = {batch_size} is larger than the number of ids, {len(ids)}")
-    if (bad := (ids < 0) | (ids >= n)).any(): raise ValueError(f"ids contain {int(ids[bad][0])}: must lie in 0..{n - 1}")
-    return ids.cpu()
+    ids = ids.cpu()
+    bad = (ids < 0) | (ids >= full)
+    if bad.any(): raise ValueError(f"ids contain {int(ids[bad][0])}: must lie in 0..{full - 1}")
+    bad = torch.zeros_like(bad) if table is None else table[ids] < 0
+    if bad.any(): raise ValueError(f"ids contain {int(ids[bad][0])}: must be among the ids of the split")
+    return ids
 
 # %% ../nbs/01_examples.ipynb #17fd39a5
-def _padded(n: int, batch_size: int, devices: int) -> Tensor:
-    "Ids 0..n-1 in rows of one length that the devices can share; -1 fills the last row."
-    size = math.ceil(min(batch_size, n) / devices) * devices
-    return F.pad(torch.arange(n), (0, -n % size), value=-1).view(-1, size)
+def _padded(ids: Tensor, batch_size: int, devices: int) -> Tensor:
+    "Ids in rows of one length that the devices can share; -1 fills the last row."
+    size = math.ceil(min(batch_size, len(ids)) / devices) * devices
+    return F.pad(ids, (0, -len(ids) % size), value=-1).view(-1, size)
 
 def eval_batches(
     examples: Split,
@@ -280,9 +331,10 @@ def eval_batches(
     workers: int = 0,  # processes that decode, for a split streamed from a folder
     collectives: Collectives = Collectives(),
 ) -> Iterator[Batch]:
-    "Every example once, in the order of ids. The last batch may be smaller; where shapes are fixed, id -1 fills it up."
+    "Every example once, in the order of the split. The last batch may be smaller; where shapes are fixed, id -1 fills it."
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}: must be above 0")
-    rows = _padded(len(examples), batch_size, collectives.devices) if collectives.fixed else torch.arange(len(examples)).split(batch_size)
+    ids = examples.ids
+    rows = _padded(ids, batch_size, collectives.devices) if collectives.fixed else ids.split(batch_size)
     collectives.mark()
     for batch in feed(examples, [collectives.part(row) for row in rows], device, collectives, workers):
         yield batch if augment is None else batch._replace(x=augment(batch.x))

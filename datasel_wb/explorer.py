@@ -13,7 +13,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Subset
 
 from . import chart_base
@@ -36,15 +35,15 @@ with extra("workbench"):
 # %% ../nbs/13_explorer.ipynb #11c54275
 def aligned(base: Records, other: Records, score: str) -> np.ndarray:
     "A score of other records for the examples of `base`, [N]; NaN where they have none."
-    values = pd.Series(other.frame[score].to_numpy(float), index=other.frame.source)
-    return values.reindex(base.frame.source).to_numpy()
+    values = pd.Series(other.frame[score].to_numpy(float), index=other.frame["id"])
+    return values.reindex(base.frame["id"]).to_numpy()
 
 class AsDataset(Dataset):
     "A split as a dataset of (image, label) pairs, for PyTorch's own loaders."
     def __init__(self, split): self.split = split
     def __len__(self): return len(self.split)
     def __getitem__(self, i):
-        batch = self.split.take(torch.tensor([i]))
+        batch = self.split.take(self.split.ids[i:i + 1])
         return batch.x[0], int(batch.y[0])
 
 # %% ../nbs/13_explorer.ipynb #54eaa213
@@ -286,14 +285,14 @@ def _leave_decisions(self: Explorer) -> None:
 @patch
 def _digest(self: Explorer) -> str:
     "Tells the examples of one table from those of another: a table of its own has a file of decisions of its own."
-    columns = [c for c in ("source", self.records.group) if c]
+    columns = [c for c in ("id", self.records.group) if c]
     return hashlib.sha256(pd.util.hash_pandas_object(self.records.frame[columns], index=False).to_numpy()).hexdigest()[:6]
 
 @patch
 def _offer_colours(self: Explorer) -> None:
     "Columns that colour the points: words and truth values of few kinds."
     frame = self.records.frame
-    words = [c for c in frame if c not in self.records.scores and c not in ("id", "source", "file") and frame[c].map(pd.api.types.is_hashable).all()]
+    words = [c for c in frame if c not in self.records.scores and c not in ("id", "file") and frame[c].map(pd.api.types.is_hashable).all()]
     few = [c for c in words if frame[c].nunique() <= 12]
     first = [self.records.group] if self.records.group in few else []
     offer_options(self.colour, dict.fromkeys([NONE, *first, *few, "decision"]))
@@ -337,7 +336,7 @@ def _mask(self: Explorer) -> np.ndarray:
     "What the filters leave, [N] bool."
     frame, mask = self.records.frame, np.ones(len(self.records.frame), bool)
     if self.classes.value: mask &= frame[self.records.group].isin(self.classes.value).to_numpy()
-    if self.undecided.value: mask &= ~frame.source.isin(self.decisions.rows).to_numpy()
+    if self.undecided.value: mask &= ~frame["id"].isin(self.decisions.rows).to_numpy()
     if self.histogram.interval is not None:
         x, (low, high) = self._value(self.x), self.histogram.interval
         mask &= (x >= low) & (x <= high)
@@ -349,7 +348,7 @@ def _draw(self: Explorer, **scores) -> None:
     if self.records is None or not self.views.children: return
     frame, by = self.records.frame, self.colour.value
     decided = self.decisions.rows
-    marks = frame.source.map(lambda s: decided[s]["action"] if s in decided else "undecided")
+    marks = frame["id"].map(lambda i: decided[i]["action"] if i in decided else "undecided")
     values = np.full(len(frame), "") if by in (None, NONE) else (marks if by == "decision" else frame[by]).astype(str).to_numpy()
     self.scatter.show(mask=self._mask(), colour=values, colour_name="" if by == NONE else by, **scores)
     self._selected()
@@ -388,7 +387,7 @@ def mark(
     if action == "relabel" and self.records.group != "class": raise ValueError("these examples have no class, so none can get another one")
     if action == "relabel" and label == PREDICTED: label = frame.predicted.tolist()
     was = frame["class"] if self.records.group == "class" else None
-    self.decisions.decide(action, frame.source, was, label or "", reason)
+    self.decisions.decide(action, frame["id"], was, label or "", reason)
     self.chosen.cards.picked = []
     self._count()
     if self.undecided.value or self.colour.value == "decision": self._draw()
@@ -408,14 +407,14 @@ def _count(self: Explorer) -> None:
     lines = [f"decisions: {counts or 'none'}" + (f", saved in {self.decisions.path.parent.name}/{self.decisions.path.name}; " + self._left() if counts else "")]
     if self.decisions.lock is None: lines.append(LOCKED)
     self.status.value = "".join(f"<div role='status'>{html.escape(line)}</div>" for line in lines)
-    self.chosen.decided({s: r["action"] for s, r in self.decisions.rows.items()})
+    self.chosen.decided({i: r["action"] for i, r in self.decisions.rows.items()})
 
 @patch
 def _left(self: Explorer) -> str:
     "How many of these examples a training with the decisions would see."
-    sources, by = self.records.frame.source, {a: [s for s, r in self.decisions.rows.items() if r["action"] == a] for a in ACTIONS}
-    left = sources.isin(by["keep"] + by["relabel"]) if by["keep"] else ~sources.isin(by["remove"])
-    return f"a training would see {left.sum():,} of {len(sources):,}"
+    ids, by = self.records.frame["id"], {a: [i for i, r in self.decisions.rows.items() if r["action"] == a] for a in ACTIONS}
+    left = ids.isin(by["keep"] + by["relabel"]) if by["keep"] else ~ids.isin(by["remove"])
+    return f"a training would see {left.sum():,} of {len(ids):,}"
 
 # %% ../nbs/13_explorer.ipynb #1cf8403b
 @patch
@@ -436,11 +435,11 @@ def export(
     self: Explorer,
     name: str,    # of the file, ending in .csv or .parquet
 ) -> Path:
-    "Write id, source, file, class and the two scores of the selected examples into the run's `exports`, over an earlier export of this name."
+    "Write id, file, class and the two scores of the selected examples into the run's `exports`, over an earlier export of this name."
     if Path(name).name != name or not name.endswith((".csv", ".parquet")): raise ValueError(f"file name = {name!r}: must be a plain name ending in .csv or .parquet")
     if not len(self.selected): raise ValueError("nothing is selected: draw a line around points, or filter")
     frame = self.records.frame
-    columns = [c for c in ("id", "source", "file", self.records.group) if c in frame]
+    columns = [c for c in ("id", "file", self.records.group) if c in frame]
     out = frame[columns].assign(**{self._title(p): self._value(p) for p in (self.x, self.y) if p.score.value}).iloc[self.selected]
     path, buffer = (self.records.run or self.root) / "exports" / name, io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -456,8 +455,8 @@ def split(self: Explorer, decided: bool = False):
 
 @patch
 def subset(self: Explorer, dataset=None) -> Subset:
-    "The selection as a torch `Subset`: of the run's images, or of a dataset of yours whose places are `source`."
-    if dataset is not None: return Subset(dataset, self.selection.source.tolist())
+    "The selection as a torch `Subset`: of the run's images, or of a dataset of yours whose places are the ids."
+    if dataset is not None: return Subset(dataset, self.selection["id"].tolist())
     return Subset(AsDataset(self.split()), self.selected.tolist())
 
 @patch

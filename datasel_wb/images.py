@@ -320,14 +320,15 @@ def load_images(
 # %% ../nbs/01_images.ipynb #83fbc0c0
 class _Decoding(Dataset):
     "Item i: the decoded images of the i-th row of ids, or the error message of a damaged one."
-    def __init__(self, files, ids, size, channels, crops):
-        self.files, self.ids, self.size, self.channels, self.crops = files, ids, size, channels, crops
+    def __init__(self, files, ids, positions, size, channels, crops):
+        self.files, self.ids, self.positions = files, ids, positions   # where the ids stand in `files`
+        self.size, self.channels, self.crops = size, channels, crops
     def __len__(self): return len(self.ids)
     def __getitem__(self, i):
         images = []
-        for k in self.ids[i].tolist():
+        for k, at in zip(self.ids[i].tolist(), self.positions[i].tolist()):
             crop = None if self.crops is None else f"{self.crops[0]}/{self.crops[1]}/{k}"
-            images.append(try_load(self.files[k], self.size, self.channels, crop))
+            images.append(try_load(self.files[at], self.size, self.channels, crop))
             if isinstance(images[-1], ValueError): return str(images[-1])
         return torch.stack(images)
 
@@ -340,10 +341,10 @@ class FolderExamples(Split):
         y: Tensor, classes,  # [N] labels to train on, int64; names of the classes
         image_size: int,     # side of the images handed out, pixels
         channels: int = 3,
-        source=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,),  # see `Split`
+        ids=None, clean_y=None, noisy=None, mean=(0.0,), std=(1.0,), full=None, source=None,  # see `Split`
     ):
         with extra("images"): import torchvision  # noqa: F401, before processes that decode are forked
-        super().__init__(y, classes, source, clean_y, noisy, mean, std)
+        super().__init__(y, classes, ids, clean_y, noisy, mean, std, full, source)
         if len(files) != len(y): raise ValueError(f"files has {len(files)} rows, y has {len(y)}")
         self.files, self.image_size, self.channels, self.device = files, image_size, channels, torch.device("cpu")
     @property
@@ -354,15 +355,16 @@ class FolderExamples(Split):
         new.device = torch.device(device)
         return new
     def select(self, positions):
-        "A split of its own from some positions [n]; see `Split.select`."
+        "A split of some positions [n]; see `Split.select`."
         new = super().select(positions)
         new.files = self.files[torch.as_tensor(positions).cpu().numpy()]
         return new
 
     def take(self, ids: Tensor) -> Batch:
         "The raw examples `ids` [B] as for evaluation, decoded here and now: for small batches."
-        x, _ = load_images(self.files[ids.cpu().numpy()], self.image_size, self.channels)
-        return Batch(x, self.y[ids.to(self.y.device)], ids).to(self.device)
+        at = self.positions(ids.to(self.y.device))
+        x, _ = load_images(self.files[at.cpu().numpy()], self.image_size, self.channels)
+        return Batch(x, self.y[at], ids).to(self.device)
 
     def stream(
         self,
@@ -372,8 +374,10 @@ class FolderExamples(Split):
         pin: bool = False,            # batches in page-locked memory, for a CUDA device
     ) -> Iterator[Batch]:
         "One raw batch per row. `ValueError` naming a damaged file."
-        plan = _Decoding(self.files, [row.cpu() for row in ids], self.image_size, self.channels, crops)
+        rows = [row.cpu() for row in ids]
+        at = [self.positions(row.to(self.y.device)) for row in rows]
+        plan = _Decoding(self.files, rows, [p.cpu() for p in at], self.image_size, self.channels, crops)
         decoded = DataLoader(plan, batch_size=None, num_workers=workers, pin_memory=pin, generator=torch.Generator())
-        for row, x in zip(plan.ids, decoded):
+        for row, p, x in zip(rows, at, decoded):
             if isinstance(x, str): raise ValueError(x)
-            yield Batch(x, self.y[row.to(self.y.device)], row).to(self.device)
+            yield Batch(x, self.y[p], row).to(self.device)

@@ -160,6 +160,7 @@ class Training:
     PARTS = ("model", "ema", "optimizer", "selector", "loader", "dynamics")
     log = report = None   # of `fit`
     METRIC, UNIT, RESULT = "top1", "%", "accuracy"   # what `evaluate` calls the quantity that is compared (high is good), and a result
+    FORMAT = 2      # of `state`; since 2 an id is a place in the full set
     PATIENCE = 20   # steps in a row that may be skipped for a gradient that is not finite
 
     def __init__(self,
@@ -181,7 +182,8 @@ class Training:
         self.loader = self.make_loader(recipe, augment)
         if recipe.epochs: recipe = replace(recipe, steps=recipe.epochs * self.loader.batches_per_epoch())
         self.recipe = recipe
-        self.dynamics = Dynamics(*train.groups(), recipe.history, None if c.fixed else folder, c).to(device)
+        kept = None if c.fixed else folder
+        self.dynamics = Dynamics(*train.groups(), recipe.history, kept, c, train.ids, train.full).to(device)
         loss_fn = partial(self.per_example_loss, label_smoothing=recipe.label_smoothing)
         task = Task(self.model, self.loader.examples, data.dev, steps=recipe.steps, epochs=recipe.epochs or None, prepare=self.prepare,
                     seed=seed, dev_batch_size=self.loader.batch_size, loss_fn=loss_fn, autocast=self.backend.autocast, collectives=c, workers=self.loader.workers)
@@ -221,7 +223,7 @@ class Training:
         kept = [t for m in (self.model, self.ema, self.selector, self.dynamics) for t in (*m.parameters(), *m.buffers())]
         kept += [b for s in self.optimizer.state.values() for b in s.values() if isinstance(b, Tensor)]
         held = [t for s in (self.selector.task.train, self.selector.task.dev) if s is not None
-                for t in (getattr(s, r) for r in s.rows) if t is not None]
+                for t in (s.table, *(getattr(s, r) for r in s.rows)) if t is not None]
         self.backend.settle(*(t for t in [*kept, *held, self.meters, self.skips] if t.device.type == self.backend.device.type))
 
     @property
@@ -308,18 +310,21 @@ class Training:
         parts = {k: getattr(self, k).state_dict() for k in self.PARTS}
         counts = {k: getattr(self, k) for k in ("steps_done", "epochs_begun", "examples_seen", "seconds", "dev_metric",
                                              "best", "meters", "skips")}
-        return {"step": self.steps_done, "identity": self.identity(),
+        return {"step": self.steps_done, "format": self.FORMAT, "identity": self.identity(),
                 "parts": parts, "counts": counts, "rng": self.backend.rng_state()}
 
     def identity(self) -> dict:
         "What must be the same for a checkpoint to belong to this training."
-        rows = (self.data.train.y, self.data.train.source)   # which examples, with which labels
+        rows = (self.data.train.y, self.data.train.ids)   # which examples, with which labels
         labels = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in rows)).hexdigest()[:12]
         method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
         return {k: v for k, v in asdict(self.recipe).items() if k not in PLACE} | method | {"seed": self.seed, "labels": labels}
 
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
+        if state.get("format") != self.FORMAT:
+            raise ValueError(f"the checkpoint is of format {state.get('format', 1)}, must be {self.FORMAT}: another version of "
+                             "datasel_wb made it; train anew in another folder, or go on with that version")
         mine, theirs = self.identity(), state["identity"]
         if diff := [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]:
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")

@@ -67,7 +67,8 @@ class LanguageSampler(Selector):
         self.present, self.languages = train.present(), train.languages                     # [targets, languages]
         self.names = tuple(f"p/{k}" for k in self.languages)
         by_cell = torch.argsort(cell := train.target.cpu() * len(self.languages) + train.lang.cpu(), stable=True)
-        self.pairs, self.many = by_cell, cell.bincount(minlength=self.present.numel()).view_as(self.present)   # pairs of a target in a language
+        self.pairs = train.ids[by_cell]                                                     # by target and language
+        self.many = cell.bincount(minlength=self.present.numel()).view_as(self.present)     # pairs of a target in a language
         self.first = self.many.flatten().cumsum(0).view_as(self.many) - self.many           # where they begin in `pairs`
         self.size = min(self.block, len(self.present))
         self.order, self.position, self.shuffles = torch.zeros(0, dtype=torch.int64), 0, 0
@@ -123,7 +124,7 @@ class Languages(Selector):
         known = task.train.languages
         for k in self.keep:
             if k not in known: raise ValueError(f"keep = {self.keep}: {suggest(k, known)}")
-        self.ids = torch.isin(task.train.lang.cpu(), torch.tensor([known.index(k) for k in self.keep])).nonzero()[:, 0]
+        self.ids = task.train.ids[torch.isin(task.train.lang.cpu(), torch.tensor([known.index(k) for k in self.keep]))]
 
     def indices(self): return self.ids
     def fewest(self): return len(self.ids)
@@ -227,8 +228,8 @@ class LanguageDDS(LanguageSampler):
         self.sketch = Sketch(size, self.projection, task.seed) if self.projection else nn.Identity()
         self.register_buffer("memory", torch.zeros(n, self.projection or size, dtype=next(task.model.parameters()).dtype))   # g[S_i]
         self.register_buffer("rewards", torch.full((n,), torch.nan))                                                          # of the last update
-        self.sizes = task.train.length.cpu()
-        self.own = [(task.train.lang.cpu() == i).nonzero()[:, 0] for i in range(n)]
+        self.sizes = task.train.by_id(task.train.length.cpu(), fill=0)
+        self.own = [task.train.ids[task.train.lang.cpu() == i] for i in range(n)]
         self.opt = torch.optim.Adam(self.scorer.to(task.device).parameters(), self.lr, capturable=task.device.type != "cpu")
         start_momentum(self.opt)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .chart_base import BLUE, GREY, VERMILLION, chart_png, encode_png, need_columns, pick_rows, theme
+from .scores import by_full_set
 from .names import extra
 
 with extra("workbench"):
@@ -117,7 +118,7 @@ def ranked_images(
     **rows,                  # column = value: which rows, e.g. method="dds", seed=0
 ) -> Picture:
     "The examples at one end of a score, each with its label, whether that is known to be wrong, and the score."
-    table = pick_rows(examples, "examples", **rows)
+    table = by_full_set(pick_rows(examples, "examples", **rows))
     need_columns(table, "examples", "id", "class", score)
     table = table.nsmallest(n, score) if lowest else table.nlargest(n, score)
     wrong = table["noisy"].eq(True) if "noisy" in table else [False] * len(table)

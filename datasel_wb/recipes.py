@@ -24,8 +24,8 @@ from .examples import Splits
 from .loop import Recipe, Training
 from .models import features_and_logits
 from .report import Report
-from .scores import SCORES, grand, last_layer_grad_norm, noise_auroc, rank
 from .registry import Context, Declared, before, chosen, declare
+from .scores import SCORES, by_full_set, grand, last_layer_grad_norm, noise_auroc, rank
 from .selectors import Budget, Prune
 from .trainer import fit
 from .names import moved
@@ -160,12 +160,13 @@ class CompareRecipe:
 
 # %% ../nbs/11_recipes.ipynb #618b19cb
 def order_of(
-    table: "pd.DataFrame",  # one row per example in the order of ids: presentations, and a column of scores
+    table: "pd.DataFrame",  # one row per example: id, presentations, and a column of scores
     name: str,            # of the score, a key of `SCORES`
-) -> Tensor:              # [n] ids
+) -> Tensor:              # [N] ids
     "Ids from the easy to the hard end of a score. Examples never presented come last, so that pruning keeps them; `ValueError` on other NaN."
     score = SCORES[name] * torch.tensor(table[name].to_numpy(dtype=float))
-    return rank(torch.where(torch.tensor(table.presentations.to_numpy() == 0), torch.inf, score))
+    unseen = torch.tensor(table.presentations.to_numpy() == 0)
+    return rank(torch.where(unseen, torch.inf, score), ids=torch.tensor(by_full_set(table)["id"].to_numpy()))
 
 AT_THE_END = {"last_layer_grad_norm": lambda model, b: last_layer_grad_norm(*features_and_logits(model, b.x)[::-1], b.y), "grand": grand}
 
@@ -174,7 +175,7 @@ def scores_of(training: Training, names=()) -> "pd.DataFrame":
     task, clock = training.selector.task, time.perf_counter()
     late = {k: task.score_all(lambda b: f(training.model, b)) for k, f in AT_THE_END.items() if k in names}
     training.seconds += time.perf_counter() - clock
-    return training.dynamics.table(**late)
+    return training.dynamics.table(**{k: v.cpu()[training.dynamics.ids] for k, v in late.items()})
 
 # %% ../nbs/11_recipes.ipynb #757f4210
 def _prune(score: str | None):
@@ -188,7 +189,7 @@ declare("random", _prune(None), settings=Budget, trials={"prune at random": lamb
         card="A part of the training set is removed for good, at random: the control of every removal by a score.")
 
 declare("forgetting", _prune("forgetting"), settings=Budget, after=("uniform",),
-        trials={"prune by an order": lambda: Prune(torch.arange(1047).flip(0), remove_n=300, keep_lowest_n=50)},
+        trials={"prune by an order": lambda: Prune(torch.arange(250, 1297).flip(0), remove_n=300, keep_lowest_n=50)},
         card="A first training is recorded and the examples that were forgotten least are removed: a training for the scores, then a shorter one.")
 
 declare("max_loss_increase", _prune("max_loss_increase"), settings=Budget, after=("uniform",), trials={},

@@ -104,8 +104,13 @@ class Report:
         self.training, self.split, self.latest = training, training.data.train, {}   # latest: the method's scores at the last look
 
     def scores(self) -> dict:
-        "The selector's per-example scores [n] at the last look; now, when there was none."
-        return {k: v for k, v in (self.latest or self.training.selector.report()).items() if v.ndim}
+        "The selector's per-example scores [N], in the order of the split, at the last look; now, when there was none."
+        return {k: v for k, v in (self.latest or self.look()).items() if v.ndim}
+
+    def look(self) -> dict:
+        "What the selector reports now, on the CPU; its tables over ids as one value per row of the split."
+        found = {k: v.detach().cpu() for k, v in self.training.selector.report().items()}
+        return {k: v[self.split.ids] if v.ndim else v for k, v in found.items()}
 
     def finds_noise(self, name: str, score: Tensor) -> float:
         "AUROC of a per-example score of the selector against the known noise."
@@ -113,7 +118,7 @@ class Report:
 
     def opinions(self) -> dict:
         "What the selector's scores look like, and how well they find the noise, where it is known; kept for the records."
-        noisy, self.latest = self.split.noisy, {k: v.detach().float().cpu() for k, v in self.training.selector.report().items()}
+        noisy, self.latest = self.split.noisy, {k: v.float() for k, v in self.look().items()}
         looks = {k: v.item() for k, v in self.latest.items() if v.ndim == 0}
         for k, v in self.latest.items():
             if v.ndim: looks |= spread(v, noisy, k)
@@ -125,10 +130,10 @@ class Report:
         dynamics, seen = self.training.dynamics, self.training.selector.seen
         by = "loss" if seen is None or seen.weights is None else "weight"
         value, shown = dynamics.column(by), dynamics.column("presentations") > 0
-        (group, names, noisy), out = self.split.groups(), {"by": by}
+        (group, names, noisy), ids, out = self.split.groups(), self.split.ids.tolist(), {"by": by}
         for end, sign in (("highest", 1), ("lowest", -1)):
             found = (t.tolist() for t in torch.where(shown, sign * value, -torch.inf).topk(min(n, len(value))))
-            out[end] = [{"id": i, "class": names[group[i]], "value": sign * v, "noisy": noisy is not None and bool(noisy[i])}
+            out[end] = [{"id": ids[i], "class": names[group[i]], "value": sign * v, "noisy": noisy is not None and bool(noisy[i])}
                         for v, i in zip(*found) if v > -math.inf]
         return out
 

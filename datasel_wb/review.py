@@ -33,6 +33,7 @@ from .loop import Recipe, Training
 from .models import features_and_logits
 from .recipes import DDS_RECIPES
 from .runs import RunRecipe, begin, finish, project_root, record, resolve
+from .scores import by_full_set
 from .trainer import fit, saved_model
 from .translation import NMTRecipe, Translation, prepare_text
 from .names import extra
@@ -78,7 +79,7 @@ def data_of(folder, **changed):
     return settings_of(folder, **({"decisions": str(kept)} if kept.exists() else {}), **changed).data
 
 def same_data(folder, other) -> bool:
-    "Whether two runs draw their examples from the same published set, so that `source` names the same ones."
+    "Whether two runs draw their examples from the same full set, so that an id names the same one in both."
     if folder is None: return False
     try: a, b = settings_of(folder).data, settings_of(other).data
     except ValueError: return False
@@ -90,25 +91,25 @@ def check_files(split: Split, frame: pd.DataFrame) -> None:
     "`ValueError` unless an image tree has the files of a training's table where they were."
     if "file" not in frame or split.listing is None: return
     folder, files = split.listing
-    if frame.source.max() >= len(files) or split.files_below(frame.source.to_numpy()) != frame.file.tolist():
+    if frame["id"].max() >= len(files) or split.files_below(frame["id"].to_numpy()) != frame.file.tolist():
         raise ValueError(f"{folder}: has no longer the files of the training; some were added, taken away or renamed since")
 
 # %% ../nbs/12_review.ipynb #1609b143
-PLAIN = ("id", "source", "label", "clean_label", "target")   # numbers that are no scores
+PLAIN = ("id", "label", "clean_label", "target")   # numbers that are no scores
 
 class Records:
     "The examples of one training."
     def __init__(self,
-        frame: pd.DataFrame,     # one row per example; `source` names it, or else its row; `class` or `language` groups them
+        frame: pd.DataFrame,     # one row per example; `id` names it, or else its row; `class` or `language` groups them
         pictures=None,           # what `take` gives images of rows; or images as `as_pictures` takes them
         name: str = "examples",
         folder=None,             # of the training
     ):
         if not len(frame): raise ValueError(f"{name}: the table of examples has no rows")
-        self.frame = frame.reset_index(drop=True)
-        if "source" not in frame: self.frame["source"] = self.frame["id"] if "id" in frame else np.arange(len(frame))
-        if (twice := self.frame.source.duplicated()).any():
-            raise ValueError(f"{name}: source = {self.frame.source[twice].iloc[0]} is there more than once; must name one example (choose one method and seed)")
+        self.frame = by_full_set(frame.reset_index(drop=True))
+        if "id" not in self.frame: self.frame = self.frame.assign(id=np.arange(len(frame)))
+        if (twice := self.frame["id"].duplicated()).any():
+            raise ValueError(f"{name}: id = {self.frame['id'][twice].iloc[0]} is there more than once; must name one example (choose one method and seed)")
         self.name, self.folder = name, Path(folder) if folder else None
         self.pictures = as_pictures(pictures, len(frame)) if pictures is not None else None
         self.group = next((c for c in ("class", "language") if c in frame), None)
@@ -123,7 +124,7 @@ class Records:
         if self.folder is None or "source_text" in self.frame: raise ValueError(f"{self.name}: must be a training of images")
         train = load_data(data_of(self.run)).train
         check_files(train, self.frame)
-        if train.source.tolist() != self.frame.source.tolist(): raise ValueError(f"{self.name}: the data are not those of the training")
+        if train.ids.tolist() != self.frame["id"].tolist(): raise ValueError(f"{self.name}: the data are not those of the training")
         return train
 
     @property
@@ -158,7 +159,7 @@ class Held:
     def take(self, rows) -> list:
         "Images [C, H, W] uint8 of some rows."
         rows = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
-        return list(self.x.take(rows).x if isinstance(self.x, Split) else self.x[rows])
+        return list(self.x.take(self.x.ids[rows]).x if isinstance(self.x, Split) else self.x[rows])
 
 def as_pictures(images, n: int):
     "Pictures from a split, an array or tensor `uint8 [N, C, H, W]`, or N paths. `ValueError` on anything else."
@@ -207,8 +208,7 @@ def read_training(
     path = Path(folder) / training
     try: frame = pd.read_parquet(path / "examples.parquet")
     except Exception as e: raise ValueError(f"{path / 'examples.parquet'}: cannot be read; it is damaged ({type(e).__name__})") from None
-    if lost := [c for c in ("id", "source") if c not in frame]:
-        raise ValueError(f"{path / 'examples.parquet'}: has no column {lost[0]!r}, so it is of an older version; run it again")
+    if "id" not in frame: raise ValueError(f"{path / 'examples.parquet'}: has no column 'id', so it is of an older version; run it again")
     return Records(frame, name=f"{Path(folder).name}/{training}", folder=path)
 
 def add_pictures(records: Records) -> str:
@@ -259,8 +259,8 @@ class Decisions:
         except (Timeout, OSError): self.lock = None   # somebody else has it, or nobody may write here
         if self.lock: weakref.finalize(self, self.lock.release)
         known = [read_decisions(p).to_dict("records") for p in (start, self.path) if p and Path(p).exists()]
-        self.was = {r["source"]: r["was"] for rows in reversed(known) for r in rows if r["was"]}   # before any decision
-        self.rows, self.saved = {r["source"]: r for r in (known[-1] if known else [])}, self._digest()
+        self.was = {r["id"]: r["was"] for rows in reversed(known) for r in rows if r["was"]}   # before any decision
+        self.rows, self.saved = {r["id"]: r for r in (known[-1] if known else [])}, self._digest()
         if known and self.lock and not self.path.exists(): self._write(self.rows)
 
     def _digest(self) -> str: return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.exists() else ""
@@ -269,21 +269,21 @@ class Decisions:
 
     def decide(self,
         action: str,       # one of data.ACTIONS, or "" to take decisions back
-        sources,           # ids of the examples
+        ids,               # of the examples
         was=None,          # their classes, one each
         label="",          # the new class where the action is relabel; one for all, or one each
         reason: str = "",
     ) -> None:
         "Decide about some examples. `ValueError` when nothing would be decided, or the file is not ours."
-        sources = [int(s) for s in sources]
+        ids = [int(i) for i in ids]
         if action not in ("", *ACTIONS): raise ValueError(f"action = {action!r}: must be one of {', '.join(ACTIONS)}")
-        if not sources: raise ValueError("sources: none; must be at least one example")
-        labels, was = [label] * len(sources) if isinstance(label, str) else list(label), [""] * len(sources) if was is None else list(was)
+        if not ids: raise ValueError("ids: none; must be at least one example")
+        labels, was = [label] * len(ids) if isinstance(label, str) else list(label), [""] * len(ids) if was is None else list(was)
         if action == "relabel" and not all(labels): raise ValueError(f"label = {label!r}: must be a class where the action is relabel")
-        new = {s: dict(zip(DECISIONS, (s, action, l if action == "relabel" else "", self.was.get(s) or w, reason)))
-               for s, w, l in zip(sources, was, labels)}
-        self._change(self.rows | new if action else {s: r for s, r in self.rows.items() if s not in new})
-        self.was |= {s: r["was"] for s, r in new.items() if r["was"]}
+        new = {i: dict(zip(DECISIONS, (i, action, l if action == "relabel" else "", self.was.get(i) or w, reason)))
+               for i, w, l in zip(ids, was, labels)}
+        self._change(self.rows | new if action else {i: r for i, r in self.rows.items() if i not in new})
+        self.was |= {i: r["was"] for i, r in new.items() if r["was"]}
 
     def undo(self) -> None:
         "Take the last change back. `ValueError` when there is none."

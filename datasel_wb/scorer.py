@@ -140,12 +140,13 @@ class DDS(Selector):
         return gate * 0.5 * (1 + torch.cos(math.pi * self.progress())) if self.decay else gate
 
     def report(self) -> dict:
-        "The score of every training example, `score`, and the share of them at the clip, `saturated`."
+        "The score of every training example by id, `score`, and the share of them at the clip, `saturated`."
         if self.task.train is None: return {}
         passes = self.task.passes      # a look for the records is no cost of the method
         with evaluating(self.scorer): score = self.task.score_all(self.scorer)
         self.task.passes = passes
-        return {"score": score, "saturated": (score.abs() > 0.99 * self.scorer.clip).float().mean()}
+        present = score[self.task.ids.to(score.device)]
+        return {"score": score, "saturated": (present.abs() > 0.99 * self.scorer.clip).float().mean()}
 
     def get_extra_state(self) -> dict:
         "With the scorer's optimizer, if it has momentum."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'forgetting_events', 'first_learned', 'presentations_to_learn', 'unforgettable', 'max_loss_increase',
-           'residual', 'el2n', 'last_layer_grad_norm', 'grand', 'merge_scores', 'rank', 'read_stats_dict',
-           'noise_auroc']
+           'residual', 'el2n', 'last_layer_grad_norm', 'grand', 'by_full_set', 'merge_scores', 'rank',
+           'read_stats_dict', 'noise_auroc']
 
 # %% ../nbs/04_scores.ipynb #456d0b9e
 import pickle
@@ -102,6 +102,17 @@ def grand(
 SCORES = {"forgetting": 1, "first_learned": 1, "presentations_to_learn": 1, "unforgettable": -1, "max_loss_increase": 1, "el2n": 1,
           "margin": -1, "confidence": -1, "confidence_spread": 1, "last_layer_grad_norm": 1, "grand": 1}   # 1: high is hard; -1: easy
 
+# %% ../nbs/04_scores.ipynb #7c0de5a2
+def by_full_set(
+    frame: "pd.DataFrame",   # per-example table, of this version or an earlier one
+) -> "pd.DataFrame":
+    "The table by place in the full set: of an earlier version, whose `id` is missing or a row number, by its `source`."
+    older = "source" in frame and frame["source"].dtype.kind in "iu"
+    if not older or ("id" in frame and not np.array_equal(frame["id"], np.arange(len(frame)))): return frame
+    rest = frame.drop(columns=["id", "source"], errors="ignore")
+    rest.insert(0, "id", frame["source"])
+    return rest
+
 # %% ../nbs/04_scores.ipynb #449a5cae
 def merge_scores(
     frames: list,              # per-example tables (DataFrames) of one training set, one per seed
@@ -111,7 +122,7 @@ def merge_scores(
     if not frames: raise ValueError("frames = []: must hold at least one table")
     names = [k for k in scores or SCORES if scores or k in frames[0]]
     if not names: raise ValueError(f"frames[0] has no score among its columns {list(frames[0])}: must have some of {', '.join(SCORES)}")
-    parts = [f.set_index("id") for f in frames]
+    parts = [by_full_set(f).set_index("id") for f in frames]
     ids = parts[0].index
     for k, part in enumerate(parts):
         if lost := [name for name in names if name not in part]: raise ValueError(f"frames[{k}] has no column {lost[0]!r}")
@@ -126,11 +137,13 @@ def merge_scores(
 def rank(
     score: Tensor,             # [N], no NaN
     descending: bool = False,
+    ids: Tensor | None = None,  # [N] whose scores these are; 0..N-1 when None
 ) -> Tensor:                   # [N] ids
-    "Ids sorted by score; ties by id. `ValueError` on NaN."
-    bad = score.isnan().nonzero().flatten().tolist()
+    "Ids sorted by score; ties in the order given. `ValueError` on NaN."
+    ids = torch.arange(len(score), device=score.device) if ids is None else ids.to(score.device)
+    bad = ids[score.isnan()].tolist()
     if bad: raise ValueError(f"score = NaN for {len(bad)} of {len(score)} examples, the first of them id {bad[0]}: must be a number")
-    return score.argsort(stable=True, descending=descending)
+    return ids[score.argsort(stable=True, descending=descending)]
 
 # %% ../nbs/04_scores.ipynb #3facfa09
 def _numbers(data, dtype) -> np.ndarray:
@@ -210,6 +223,9 @@ def noise_auroc(
     "How well low scores single out noisy examples, 0 to 1; NaN when all examples are of one kind."
     with extra("workbench"): from sklearn.metrics import roc_auc_score
     score, noisy = score.detach().cpu(), noisy.cpu()
+    if len(score) != len(noisy):
+        raise ValueError(f"score has {len(score)} values, noisy has {len(noisy)}: must be as many; "
+                         "of a score by id take score[split.ids]")
     scored = ~score.isnan()
     score, noisy = score[scored], noisy[scored]
     if noisy.all() or not noisy.any(): return float("nan")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import (
-    Batch, Collectives, align, check, check_ids, check_settings, evaluating, per_example_loss, seeded, setting)
+    Batch, Collectives, align, check, check_ids, check_settings, evaluating, id_table, per_example_loss, seeded, setting)
 from .examples import Normalise, eval_batches, fetch
 from .models import Slim, classifier, features_and_logits
 from .scores import rank
@@ -31,7 +31,7 @@ class Task:
         model: nn.Module,        # the model in training
         train=None,              # the training `Examples`
         dev=None,                # held-out `Examples`, for methods that use them
-        n: int | None = None,    # size of the full training set; len(train) when None
+        n: int | None = None,    # size of the full training set, whose places ids are; that of `train` when None
         n_classes: int | None = None,
         steps: int | None = None,   # optimizer steps planned, for schedules
         epochs: int | None = None,  # epochs planned, for methods that choose a subset in each
@@ -42,9 +42,11 @@ class Task:
         autocast=nullcontext,    # a context for the dev pass, e.g. bfloat16
         collectives=None,        # the global view of a batch
         workers: int = 0,        # processes that decode, for splits on disk
+        ids: Tensor | None = None,  # ids that can be trained on; those of `train`, or 0..n-1, when None
     ):
         self.model, self.train, self.steps, self.epochs = model, train, steps, epochs
-        self.n = len(train) if n is None and train is not None else n
+        self.n = train.full if n is None and train is not None else n
+        self.ids, self.table = self._known(ids)
         self.n_classes = train.n_classes if n_classes is None and train is not None else n_classes
         self.device = next(model.parameters()).device
         self.dev = dev if dev is None else dev.to(self.device)
@@ -54,13 +56,21 @@ class Task:
         self.collectives, self.workers, self.seed, self.passes = collectives or Collectives(), workers, seed, 0
         self.dev_rng = seeded(seed, "dev")
 
+    def _known(self, ids) -> tuple:
+        "The ids that can be trained on, on the host, and the table of their positions; None when n is not known."
+        if self.n is None: return None, None
+        whole = self.train is None or self.train.full != self.n
+        if ids is None: ids = torch.arange(self.n) if whole else self.train.ids
+        ids = torch.as_tensor(ids).cpu()
+        return ids, id_table(ids, self.n)
+
     def params(self) -> dict:
         "The model's trainable parameters by name, detached; they move with the next step, so clone what must stay."
         return {k: p.detach() for k, p in self.model.named_parameters() if p.requires_grad}
 
     def dev_batch(self) -> Batch:
         "`dev_batch_size` held-out examples, drawn uniformly."
-        ids = torch.randint(len(self.dev), (self.dev_batch_size,), generator=self.dev_rng)
+        ids = self.dev.ids[torch.randint(len(self.dev), (self.dev_batch_size,), generator=self.dev_rng)]
         batch = fetch(self.dev, self.collectives.part(ids), self.device, self.collectives)
         return batch._replace(x=self.prepare(batch.x))
 
@@ -84,12 +94,18 @@ class Task:
         return align(self.model, batch, v, how, at, self.loss_fn)
 
     def score_all(self, fn, batch_size: int = 512) -> Tensor:
-        "Stream the training set in evaluation mode: `fn(batch) -> [B]` on prepared batches, joined to [n]."
-        self.passes += self.n
+        "Stream the training set in evaluation mode: `fn(batch) -> [B]` on prepared batches, by id [n]; NaN where absent."
+        self.passes += len(self.train)
         with evaluating(self.model), torch.no_grad():
             parts = [self.gather(fn(b._replace(x=self.prepare(b.x))))
                      for b in eval_batches(self.train, batch_size, None, self.device, self.workers, self.collectives)]
-        return torch.cat(parts)[:self.n]
+        return self.train.by_id(torch.cat(parts)[:len(self.train)])
+
+    def only_present(self, values: Tensor) -> Tensor:
+        "Values over ids [n, ...], NaN where an id is absent."
+        if self.table is None: return values
+        there = (self.table >= 0).to(values.device)
+        return torch.where(there.view(-1, *[1] * (values.ndim - 1)), values, torch.nan)
 
     def gather(self, t: Tensor) -> Tensor:
         "The global batch's values."
@@ -104,8 +120,8 @@ class Task:
 # %% ../nbs/05_selectors.ipynb #76cc4eba
 class Seen(NamedTuple):
     "What the last call of `Selector.loss` computed, detached; for records."
-    logits: Tensor           # [B, C]
-    losses: Tensor           # [B] nats
+    logits: Tensor           # [B, C] the model's own
+    losses: Tensor           # [B] nats, of these logits, whatever the method makes of them
     weights: Tensor | None   # [B]; None: 1/B each
 
 # %% ../nbs/05_selectors.ipynb #79aeec42
@@ -130,7 +146,9 @@ class Selector(nn.Module):
     def setup(self, task: Task) -> None: "Create buffers and parameters."
     def indices(self) -> Tensor | None: "Ids to visit this epoch, on the host; None: all."
     def fewest(self) -> int | None: "The fewest ids that `indices` can give in an epoch; None: always all."
-    def logits(self, logits: Tensor, batch: Batch) -> Tensor: return logits
+    def logits(self, logits: Tensor, batch: Batch) -> Tensor:
+        "What the loss to descend is computed from; records keep the loss of the model's own."
+        return logits
     def weights(self, losses: Tensor, batch: Batch) -> Tensor | None: "Weights [B]; None: 1/B each."
     def penalty(self, batch: Batch) -> Tensor | None: "A scalar added to the loss; None: nothing."
     def observe(self, logits: Tensor, losses: Tensor, batch: Batch) -> None: "See detached values, before the update."
@@ -164,12 +182,15 @@ class Selector(nn.Module):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         "Final verb: the scalar to descend, from logits [B, C]. `ValueError` on ids or labels that the training set lacks (CPU only)."
-        check_ids(batch.idx, self.task.n, "batch.idx", "the ids of the training set that the method is bound to")
-        check_ids(batch.y, self.task.n_classes, "batch.y", "the classes of the training set that the method is bound to")
-        losses = self.task.loss_fn(self.logits(logits, batch), batch.y)
-        self.observe(logits.detach(), losses.detach(), batch)
+        bound = "of the training set that the method is bound to"
+        check_ids(batch.idx, self.task.n, "batch.idx", f"the ids {bound}", self.task.table)
+        check_ids(batch.y, self.task.n_classes, "batch.y", f"the classes {bound}")
+        changed = self.logits(logits, batch)
+        losses = self.task.loss_fn(changed, batch.y)
+        own = losses.detach() if changed is logits else self.task.loss_fn(logits.detach(), batch.y)
+        self.observe(logits.detach(), own, batch)
         w = self.weights(losses.detach(), batch)
-        self.seen = Seen(logits.detach(), losses.detach(), None if w is None else w.detach())
+        self.seen = Seen(logits.detach(), own, None if w is None else w.detach())
         total = self.task.collectives.mean(losses) if w is None else w.to(losses.dtype) @ losses
         extra = self.penalty(batch)
         return total if extra is None else total + extra
@@ -233,12 +254,14 @@ class Prune(Selector):
         self.order, self.choice = order, (remove_n, keep_lowest_n if order is not None else -1, remove_subsample)
 
     def setup(self, task):
-        order = torch.arange(task.n) if self.order is None else torch.as_tensor(self.order).cpu()
+        order = task.ids if self.order is None else torch.as_tensor(self.order).cpu()
         if order.ndim != 1 or order.dtype != torch.int64: raise ValueError(f"order: must be a 1-D int64 tensor, is {order.ndim}-D {order.dtype}")
-        if not torch.equal(order.sort().values, torch.arange(task.n)):
-            raise ValueError(f"order: must have each id of 0..{task.n - 1} once; has {len(order)} ids, so it may be of another data set")
+        if not torch.equal(order.sort().values, task.ids.sort().values):
+            raise ValueError(f"order: must have each of the {len(task.ids)} ids of the training set once; "
+                             f"has {len(order)} ids, so it may be of another data set")
         gone = removed_ids(order, *self.choice, seeded(task.seed, "prune"))
-        kept = torch.ones(task.n, dtype=torch.bool)
+        kept = torch.zeros(task.n, dtype=torch.bool)
+        kept[task.ids] = True
         kept[gone] = False
         self.kept = kept.nonzero()[:, 0] if len(gone) else None
 
@@ -257,14 +280,15 @@ class RS2(Selector):
     def setup(self, task):
         self.order, self.position, self.shuffles = torch.zeros(0, dtype=torch.int64), 0, 0
 
-    def fewest(self): return max(1, round(self.r * self.task.n))
+    def fewest(self): return max(1, round(self.r * len(self.task.ids)))
 
     def indices(self):
-        if (k := self.fewest()) == self.task.n: return None
+        if (k := self.fewest()) == len(self.task.ids): return None
         ids = self.order[self.position:self.position + k]
         self.position += len(ids)
         if len(ids) == k: return ids
-        fresh = torch.randperm(self.task.n, generator=seeded(self.task.seed, f"rs2-{self.shuffles}"))
+        rng = seeded(self.task.seed, f"rs2-{self.shuffles}")
+        fresh = self.task.ids[torch.randperm(len(self.task.ids), generator=rng)]
         late = torch.isin(fresh, ids)
         self.order, self.position, self.shuffles = torch.cat([fresh[~late], fresh[late]]), k - len(ids), self.shuffles + 1
         return torch.cat([ids, self.order[:self.position]])
@@ -288,8 +312,8 @@ def infobatch_sample(
     losses: Tensor,  # [n] last known losses; inf: never seen
     r: float,        # share of the easy examples to leave out, in [0, 1)
     generator: torch.Generator | None = None,
-) -> tuple:          # ids [k], weights [n]
-    "The ids to visit and what each example counts."
+) -> tuple:          # positions [k], weights [n]
+    "The examples to visit and what each example counts."
     easy = (losses < losses[losses.isfinite()].mean()).nonzero()[:, 0]   # none while nothing was seen: the mean is NaN
     shuffled = easy[torch.randperm(len(easy), generator=generator)]
     gone, rest = shuffled.split([n := round(r * len(easy)), len(easy) - n])
@@ -315,14 +339,16 @@ class InfoBatch(Selector):
         self.register_buffer("losses", torch.full((task.n,), torch.inf))
         self.register_buffer("scale", torch.ones(task.n))
 
-    def fewest(self): return self.task.n - round(self.r * self.task.n)
+    def fewest(self): return len(self.task.ids) - round(self.r * len(self.task.ids))
 
     def indices(self):
         self.scale.fill_(1)
         if self.r == 0 or self.epoch_number >= int(self.delta * self.task.epochs + 1e-9): return None
-        ids, scale = infobatch_sample(self.losses.cpu(), self.r, seeded(self.task.seed, f"infobatch-{self.epoch_number}"))
+        ids, scale = self.task.ids, torch.ones(self.task.n)
+        rng = seeded(self.task.seed, f"infobatch-{self.epoch_number}")
+        at, scale[ids] = infobatch_sample(self.losses.cpu()[ids], self.r, rng)
         self.scale.copy_(scale)
-        return ids
+        return ids[at]
 
     def observe(self, logits, losses, batch):
         idx, losses = self.task.collectives.rows(batch.idx, losses.to(self.losses.dtype))
@@ -418,9 +444,13 @@ class DynaMS(Selector):
                 return margin_to_boundary(h.float(), head.weight[:, :h.shape[1]].float(), None if head.bias is None else head.bias.float(), b.y)
         with evaluating(model): return self.task.score_all(margins)
 
+    def smallest(self, margins: Tensor, k: int) -> Tensor:
+        "The k ids [k] of smallest margin, from margins [n] over ids."
+        return rank(margins.cpu()[self.task.ids], ids=self.task.ids)[:k]
+
     def size(self, epoch: int) -> int:
         "How many examples the schedule grants an epoch; beyond the plan the last share stays."
-        return max(1, round(self.schedule[min(epoch, len(self.schedule) - 1)] * self.task.n))
+        return max(1, round(self.schedule[min(epoch, len(self.schedule) - 1)] * len(self.task.ids)))
 
     def fewest(self): return min(map(self.size, range(len(self.schedule))))
 
@@ -429,7 +459,7 @@ class DynaMS(Selector):
         if after < 0 or self.budget == 1: return None
         if after % self.every == 0:
             self.margins.copy_(self.score(self.proxy or self.task.model))
-            self.kept = rank(self.margins)[:self.size(self.epoch_number)].cpu()
+            self.kept = self.smallest(self.margins, self.size(self.epoch_number))
         return self.kept
 
     def penalty(self, batch):
@@ -444,10 +474,10 @@ class DynaMS(Selector):
         "How well the proxy ranks: Spearman correlation of all margins, and the share of the kept examples that the model would keep."
         if self.proxy is None or self.kept is None: raise ValueError("agreement: needs a proxy, and an epoch with a selection behind it")
         with extra("workbench"): from scipy.stats import spearmanr
-        full, slim = self.score(self.task.model), self.score(self.proxy)
-        k = len(self.kept)
-        both = len(set(rank(full)[:k].tolist()) & set(rank(slim)[:k].tolist()))
-        return {"spearman": float(spearmanr(full.cpu(), slim.cpu()).statistic), "same": both / k}
+        full, slim = self.score(self.task.model).cpu(), self.score(self.proxy).cpu()
+        ids, k = self.task.ids, len(self.kept)
+        both = len(set(self.smallest(full, k).tolist()) & set(self.smallest(slim, k).tolist()))
+        return {"spearman": float(spearmanr(full[ids], slim[ids]).statistic), "same": both / k}
 
     def report(self): return {"margin": self.margins}
 

@@ -59,7 +59,7 @@ def train_pieces(
 # %% ../nbs/10_translation.ipynb #b841f7aa
 class Pairs(Examples):
     "Sentence pairs as padded piece ids, held in memory."
-    rows = ("x", "y", "source", "lang", "target", "length")
+    rows = ("x", "y", "lang", "target", "length")
     noisy = clean_y = None
 
     def __init__(self,
@@ -67,14 +67,15 @@ class Pairs(Examples):
         y: Tensor,          # [N, L] target pieces with end, padded with 0
         lang: Tensor,       # [N] index into languages
         target: Tensor,     # [N] which of the distinct target sentences
-        source: Tensor,     # [N] place in the corpus
+        ids: Tensor,        # [N] place in the corpus
         languages: tuple,   # names
         vocab: tuple,       # sizes of the source and the target vocabulary
         buckets: int = 4,   # padded lengths that batches have, at most
-        corpus: Corpus | None = None,  # the sentences themselves, by `source`
+        corpus: Corpus | None = None,  # the sentences themselves, by id
     ):
         self.corpus = corpus
-        self.x, self.y, self.lang, self.target, self.source = x, y, lang, target, source
+        self.x, self.y, self.lang, self.target = x, y, lang, target
+        self._name(ids, None if corpus is None else corpus.n)
         self.languages, self.classes, self.vocab = languages, languages, vocab
         self.length = torch.maximum((x[:, 0] != PAD).sum(1), (y != PAD).sum(1))
         self.lengths = bucket_lengths(self.length, buckets)
@@ -85,16 +86,16 @@ class Pairs(Examples):
     def groups(self): return self.lang, self.languages, None
 
     def columns(self):
-        at = self.source.tolist()
+        at = self.ids.tolist()
         text = {} if self.corpus is None else {"source_text": [self.corpus.source[i] for i in at], "target_text": [self.corpus.target[i] for i in at]}
-        return {"source": self.source, "language": [self.languages[i] for i in self.lang.tolist()], "target": self.target} | text
+        return {"language": [self.languages[i] for i in self.lang.tolist()], "target": self.target} | text
 
     def take(self, ids):
-        ids = ids.to(self.x.device)
-        return Batch(self.x[ids].long(), self.y[ids].long(), ids)
+        at = self.positions(ids := ids.to(self.x.device))
+        return Batch(self.x[at].long(), self.y[at].long(), ids)
 
     def select(self, positions):
-        "A split of its own from some positions [n]; target sentences that are left without a pair are gone."
+        "A split of some positions [n]; target sentences that are left without a pair are gone."
         new = super().select(positions)
         new.target = new.target.unique(return_inverse=True)[1]
         return new
@@ -156,8 +157,9 @@ class PairLoader(Loader):
     ):
         self.words, self.sizes = words, batch_sizes(pairs, words, collectives.devices)   # rows of a batch, by padded length
         super().__init__(pairs, self.sizes[-1], None, seed, device, 0, resident, collectives)
-        self.bucket = torch.bucketize(pairs.length.cpu(), torch.tensor(pairs.lengths))
-        self.lang, self.used = pairs.lang.cpu(), torch.zeros(len(pairs.languages), dtype=torch.int64)
+        bucket = torch.bucketize(pairs.length.cpu(), torch.tensor(pairs.lengths))
+        self.bucket, self.lang = (pairs.by_id(t, fill=-1) for t in (bucket, pairs.lang.cpu()))   # [full] by id
+        self.used = torch.zeros(len(pairs.languages), dtype=torch.int64)
         self.plan = torch.zeros(0, dtype=torch.int64)                 # padded length of each batch of this epoch, by number
     @property
     def remaining(self): return len(self.plan) - self.position
@@ -486,9 +488,9 @@ def corpus_loss(
     "Mean cross-entropy of all target pieces."
     device, total, pieces = next(model.parameters()).device, 0.0, 0
     with evaluating(model):
-        for ids in pairs.length.argsort().split(max(1, words // pairs.lengths[-1])):
-            length = int(pairs.length[ids].max())
-            x, y, _ = pairs.take(ids).to(device)
+        for at in pairs.length.argsort().split(max(1, words // pairs.lengths[-1])):
+            length = int(pairs.length[at].max())
+            x, y, _ = pairs.take(pairs.ids[at.cpu()]).to(device)
             n = (y != PAD).sum(1)
             losses = sentence_loss(model(x[:, :, :length]), y[:, :length])
             total += float(losses @ n.to(losses.dtype))

@@ -23,6 +23,7 @@ import torch
 from . import chart_base, pictures
 from .core import check
 from .report import MetricLog
+from .scores import by_full_set
 from .names import extra
 
 with extra("workbench"):
@@ -119,6 +120,7 @@ def _extremes(table: pd.DataFrame, n: int = 8) -> dict:
     weights = table.get("weight_last", pd.Series(dtype=float))
     by = "weight" if weights.nunique() > 1 else "loss"
     if f"{by}_last" not in table: return {}
+    table = by_full_set(table)
     kind = next((c for c in ("class", "language") if c in table), "id")
     rows = pd.DataFrame({"id": table["id"], "class": table[kind].astype(str), "value": table[f"{by}_last"],
                          "noisy": table["noisy"].eq(True) if "noisy" in table else False}).dropna()
@@ -265,8 +267,8 @@ def _examples_html(
     shown = html.escape(" · ".join(f"{e['id']} ({label}) {e['value']:.3g}" for e, label in zip(found, labels)))
     if split is not None:
         ids = torch.tensor([e["id"] for e in found])
-        if int(ids.max()) >= len(split):
-            raise ValueError(f"split: has {len(split):,} examples, the training has id {int(ids.max())}")
+        if lost := set(ids.tolist()) - set(split.ids.tolist()):
+            raise ValueError(f"split: has no example with id {min(lost)}, which the training has")
         picture = pictures.image_grid(split.take(ids).x,
                                       [f"{label}\n{e['value']:.3g}" for e, label in zip(found, labels)])
         shown = (f"<img src='{picture.url}' width='{picture.width}' height='{picture.height}' title='{shown}' "
@@ -283,7 +285,7 @@ class LiveView(widgets.VBox):
     ):
         self.over, self.metric, self.stamp = threading.Event(), "loss", None
         check("positive", every=every)
-        if split is not None: pictures.image_grid(split.take(torch.tensor([0])).x)   # says what is wrong with it
+        if split is not None: pictures.image_grid(split.take(split.ids[:1]).x)   # says what is wrong with it
         self.folder, self.every, self.split, self.state = Path(folder), every, split, None
         self.head, self.ends, self.others = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.bar = widgets.FloatProgress(max=1, layout=widgets.Layout(width="99%", height="14px"))

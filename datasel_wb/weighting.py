@@ -72,9 +72,11 @@ class DataParameters(Selector):
         self.leaves = {}
 
     def report(self):
-        y = self.task.train.y.to(self.task.device) if self.task.train is not None else None
-        entries = {"inst": slice(None), "cls": y}
-        return {f"sigma/{k}": getattr(self, f"log_{k}").exp()[entries[k]] for k in self.settings if entries[k] is not None}
+        train, found = self.task.train, {}
+        if "inst" in self.settings: found["sigma/inst"] = self.task.only_present(self.log_inst.exp())
+        if "cls" in self.settings and train is not None:
+            found["sigma/cls"] = train.by_id(self.log_cls.exp()[train.y.to(self.task.device)])
+        return found
 
     def get_extra_state(self): return super().get_extra_state() | {k: o.state_dict() for k, o in self.optimizers.items()}
     def set_extra_state(self, state):

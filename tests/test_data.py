@@ -65,7 +65,10 @@ GOOD = dict(x=torch.zeros(20, 1, 2, 2), y=torch.arange(20) % 2, classes="ab")
 
 @pytest.mark.parametrize("change,words", [
     ({"x": torch.zeros(19, 1, 2, 2)}, ["x has 19", "20"]),
-    ({"source": torch.arange(5)}, ["source has 5", "20"]),
+    ({"ids": torch.arange(5)}, ["ids has 5", "20"]),
+    ({"ids": torch.arange(20), "full": 19}, ["ids = 19", "0..18"]),
+    ({"ids": torch.arange(20) - 1}, ["ids = -1"]),
+    ({"ids": torch.arange(20) // 2}, ["ids = 0", "only once"]),
     ({"clean_y": torch.arange(5)}, ["clean_y has 5"]),
     ({"noisy": torch.zeros(5).bool()}, ["noisy has 5"]),
     ({"y": torch.arange(20)}, ["y = 2 in example 2", "0..1"]),
@@ -88,11 +91,33 @@ def test_examples_name_the_broken_example(value):
     with pytest.raises(ValueError, match="x has NaN or infinite values in example 17"): Examples(x, GOOD["y"], "ab")
 
 
-def test_select_restarts_ids_and_carries_the_source():
+def test_select_keeps_ids():
     half = flip_labels(DIGITS, 0.3, seeded(0, "t")).select(torch.arange(1296, 0, -2))
     third = half.select([2, 0])
-    assert third.source.tolist() == [1292, 1296] and len(third.noisy) == len(third.clean_y) == 2
-    assert torch.equal(third.x, DIGITS.x[[1292, 1296]]) and third.take(torch.tensor([1])).idx.tolist() == [1]
+    assert third.ids.tolist() == [1292, 1296] and third.full == 1297 and len(third.noisy) == len(third.clean_y) == 2
+    assert torch.equal(third.x, DIGITS.x[[1292, 1296]]) and third.take(torch.tensor([1296])).idx.tolist() == [1296]
+    assert torch.equal(third.take(torch.tensor([1296, 1292])).x, DIGITS.x[[1296, 1292]])
+    for lost, text in ((1293, "ids = 1293: must be among the ids of the split"), (1297, r"ids = 1297: must lie in 0..1296"), (-2, "ids = -2: must lie")):
+        with pytest.raises(ValueError, match=text): third.take(torch.tensor([1292, lost]))
+    table = third.by_id(third.y)
+    assert table[third.ids].tolist() == third.y.tolist() and table.isnan().sum() == 1295
+
+
+def test_the_earlier_name_of_ids_still_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="source is now called ids"): old = Examples(**GOOD, source=torch.arange(20) + 5)
+    with pytest.warns(DeprecationWarning, match="source is now called ids"): assert torch.equal(old.source, old.ids)
+    assert old.full == 25 and torch.equal(old.ids, torch.arange(20) + 5)
+
+
+def test_loader_and_evaluation_speak_of_ids():
+    part = DIGITS.select(torch.arange(300, 100, -2))
+    batches = [b for b in Loader(part, 20)()]
+    assert sorted(torch.cat([b.idx for b in batches]).tolist()) == list(range(102, 301, 2))
+    assert all(torch.equal(b.x, DIGITS.x[b.idx]) and torch.equal(b.y, DIGITS.y[b.idx]) for b in batches)
+    assert torch.equal(torch.cat([b.idx for b in eval_batches(part, 7)]), part.ids)
+    chosen = next(Loader(part, 3)(torch.tensor([102, 300, 104])))
+    assert sorted(chosen.idx.tolist()) == [102, 104, 300] and torch.equal(chosen.x, DIGITS.x[chosen.idx])
+    with pytest.raises(ValueError, match="ids contain 103: must be among the ids of the split"): Loader(part, 2).begin(torch.tensor([102, 103]))
 
 
 # ---- augmentation
@@ -277,7 +302,7 @@ def test_flip_goes_to_every_other_class_evenly():
 def test_swap_permutes_only_the_first_share():
     k = math.floor(0.4 * len(DIGITS))
     swapped = swap_images(DIGITS, 0.4, seeded(0, "t"))
-    assert torch.equal(swapped.x[k:], DIGITS.x[k:]) and torch.equal(swapped.y, DIGITS.y) and torch.equal(swapped.source, DIGITS.source)
+    assert torch.equal(swapped.x[k:], DIGITS.x[k:]) and torch.equal(swapped.y, DIGITS.y) and torch.equal(swapped.ids, DIGITS.ids)
     rows = lambda x: sorted(map(tuple, x.flatten(1).tolist()))
     assert rows(swapped.x[:k]) == rows(DIGITS.x[:k]) and not torch.equal(swapped.x[:k], DIGITS.x[:k])
     label_of = {tuple(p): c for p, c in zip(DIGITS.x.flatten(1).tolist(), DIGITS.y.tolist())}
@@ -290,7 +315,7 @@ def test_imbalance_keeps_the_share_of_each_class():
     thin = thin_classes(DIGITS, rates, seeded(0, "t"))
     before, after = torch.bincount(DIGITS.y, minlength=10), torch.bincount(thin.y, minlength=10)
     assert after.tolist() == [round(r * n) for r, n in zip(rates, before.tolist())]
-    assert (thin.source.diff() > 0).all() and torch.equal(thin.x, DIGITS.x[thin.source])
+    assert (thin.ids.diff() > 0).all() and torch.equal(thin.x, DIGITS.x[thin.ids])
 
 
 @pytest.mark.parametrize("kind", ["flip", "swap"])
@@ -383,7 +408,7 @@ def test_pixel_noise_is_paired_with_the_other_settings():
     flipped = load_data(DataRecipe(pixel_noise=0.2, noise=0.4)).train
     thin = load_data(DataRecipe(pixel_noise=0.2, keep_rates="1,1,1,1,1,.5,.5,.5,.5,.5")).train
     mixed = load_data(DataRecipe(pixel_noise=0.2, permute_pixels=True)).train
-    assert torch.equal(fewer.x, base.x[:100]) and torch.equal(flipped.x, base.x) and torch.equal(thin.x, base.x[thin.source - 250])
+    assert torch.equal(fewer.x, base.x[:100]) and torch.equal(flipped.x, base.x) and torch.equal(thin.x, base.x[thin.ids - 250])
     assert torch.equal(permute_pixels(mixed, torch.randperm(64, generator=seeded(0, "permutation")).argsort()).x, base.x)
     assert torch.equal(flipped.y, load_data(DataRecipe(noise=0.4)).train.y)
 
@@ -409,21 +434,22 @@ def test_changes_survive_a_csv_file(tmp_path):
         flipped = flip_labels(clean, share, seeded(0, "t"))
         changed_labels(flipped).to_csv(tmp_path / "changed_labels.csv", index=False)
         frame = pd.read_csv(tmp_path / "changed_labels.csv")
-        assert list(frame) == ["id", "source", "label", "clean_label"] and len(frame) == int(share * 1197)
+        assert list(frame) == ["id", "label", "clean_label"] and len(frame) == int(share * 1197)
         if share:
             ids = torch.tensor(frame["id"].to_numpy())
-            assert torch.equal(ids, flipped.noisy.nonzero()[:, 0]) and torch.equal(torch.tensor(frame["source"].to_numpy()), ids + 100)
-            assert frame["label"].tolist() == flipped.y[ids].tolist() and frame["clean_label"].tolist() == clean.y[ids].tolist()
-        for listed in (frame, frame.iloc[::-1]):           # a list need not be sorted
+            assert torch.equal(ids - 100, at := flipped.noisy.nonzero()[:, 0])
+            assert frame["label"].tolist() == flipped.y[at].tolist() and frame["clean_label"].tolist() == clean.y[at].tolist()
+        older = frame.assign(id=frame["id"] - 100, source=frame["id"])
+        for listed in (frame, frame.iloc[::-1], older):           # a list need not be sorted
             again = apply_changes(clean, listed)
-            assert all(torch.equal(getattr(again, k), getattr(flipped, k)) for k in ("x", "y", "clean_y", "noisy", "source"))
+            assert all(torch.equal(getattr(again, k), getattr(flipped, k)) for k in ("x", "y", "clean_y", "noisy", "ids"))
         assert clean.clean_y is None and clean.noisy is None
 
 
 def test_changed_labels_without_noise_or_truth():
     for split in (DIGITS, flip_labels(DIGITS, 0.0, seeded(0, "t"))):
         frame = changed_labels(split)
-        assert list(frame) == ["id", "source", "label", "clean_label"] and len(frame) == 0
+        assert list(frame) == ["id", "label", "clean_label"] and len(frame) == 0
     with pytest.raises(ValueError, match="clean_y = None.* 1 noisy"):
         changed_labels(Examples(DIGITS.x[:3], DIGITS.y[:3], range(10), noisy=torch.tensor([False, True, False])))
 
@@ -462,8 +488,8 @@ def test_changes_refuse_a_missing_column_and_a_second_time():
 def test_splits_are_disjoint_and_in_order():
     first = load_data(DataRecipe(n_train=1047, dev_size=250))
     rest = load_data(DataRecipe(n_train=1047, dev_size=250, dev_from="rest"))
-    assert first.dev.source.tolist() == list(range(250)) and first.train.source.tolist() == list(range(250, 1297))
-    assert rest.train.source.tolist() == list(range(1047)) and rest.dev.source.tolist() == list(range(1047, 1297))
+    assert first.dev.ids.tolist() == list(range(250)) and first.train.ids.tolist() == list(range(250, 1297))
+    assert rest.train.ids.tolist() == list(range(1047)) and rest.dev.ids.tolist() == list(range(1047, 1297))
     bunch = [set(map(tuple, torch.cat([s.x.flatten(1), s.y[:, None]], 1).tolist())) for s in first]
     assert [len(s) for s in first] == [1047, 250, 500] and not bunch[0] & bunch[1]
     assert load_data(DataRecipe(dev_size=0)).dev is None and len(load_data(DataRecipe(dev_size=0)).train) == 1297
@@ -516,7 +542,7 @@ def test_folder_in_memory_and_streamed_agree(tree):
         for workers in (0, 2):
             for p, q in zip(eval_batches(a, 16), eval_batches(b, 16, workers=workers), strict=True):
                 assert all(torch.equal(s, t) for s, t in zip(p, q))
-        assert all(torch.equal(s, t) for s, t in zip(a.take(torch.tensor([3, 3, 0])), b.take(torch.tensor([3, 3, 0]))))
+        assert all(torch.equal(s, t) for s, t in zip(a.take(a.ids[[3, 3, 0]]), b.take(a.ids[[3, 3, 0]])))
     assert torch.equal(loaded.train.noisy, streamed.train.noisy) and loaded.train.noisy.any()
 
 
@@ -571,7 +597,7 @@ def test_damaged_files(tree):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 data = load_data(DataRecipe(**base, **more, skip_corrupt=True))
-            assert len(data.train) == 79 and len(data.train.source.unique()) == 79 and data.train.source.max() == 79
+            assert len(data.train) == 79 and len(data.train.ids.unique()) == 79 and data.train.ids.max() == 79
             said = [str(w.message) for w in caught if "left out" in str(w.message)]
             assert len(said) == 1 and "1 of 80" in said[0] and str(victim) in said[0]
         streamed = load_data(DataRecipe(**base, memory_gb=1e-6, image_size=24)).train
@@ -633,7 +659,7 @@ def test_cifar10():
 def decisions_of(split, actions, **more):
     "One decision per action, about the first examples of a split, from the last to the first of them."
     ids = list(range(len(actions)))[::-1]
-    return pd.DataFrame({"source": split.source[ids].numpy(), "action": actions, "label": "", "was": [split.classes[int(split.y[i])] for i in ids],
+    return pd.DataFrame({"id": split.ids[ids].numpy(), "action": actions, "label": "", "was": [split.classes[int(split.y[i])] for i in ids],
                          "reason": ""} | more)
 
 
@@ -641,15 +667,15 @@ def decisions_of(split, actions, **more):
 def test_decisions_against_a_loop_over_examples(actions):
     split = load_data(DataRecipe(noise=0.4)).train
     frame = decisions_of(split, actions, label=["3" if a == "relabel" else "" for a in actions])
-    said = {r.source: r for r in frame.itertuples()}
+    said = {r.id: r for r in frame.itertuples()}
     rows = []
-    for x, y, clean, source in zip(split.x, split.y.tolist(), split.clean_y.tolist(), split.source.tolist()):
-        action = said[source].action if source in said else ""
+    for x, y, clean, i in zip(split.x, split.y.tolist(), split.clean_y.tolist(), split.ids.tolist()):
+        action = said[i].action if i in said else ""
         if action == "remove" or ("keep" in actions and action not in ("keep", "relabel")): continue
         y = 3 if action == "relabel" else y
-        rows.append((x, y, clean, source, y != clean))
+        rows.append((x, y, clean, i, y != clean))
     after = apply_decisions(split, frame)
-    assert after.source.tolist() == [r[3] for r in rows] and after.y.tolist() == [r[1] for r in rows]
+    assert after.ids.tolist() == [r[3] for r in rows] and after.y.tolist() == [r[1] for r in rows]
     assert after.noisy.tolist() == [r[4] for r in rows] and after.clean_y.tolist() == [r[2] for r in rows]
     assert torch.equal(after.x, torch.stack([r[0] for r in rows]))
     assert torch.equal(split.y, load_data(DataRecipe(noise=0.4)).train.y)      # the given split is as it was
@@ -659,22 +685,22 @@ def test_decisions_reach_the_training_set_of_a_recipe_by_file(tmp_path, tree):
     for recipe, actions in ((DataRecipe(noise=0.4), ["remove"] * 40), (DataRecipe(dataset=str(tree), dev_size=20, memory_gb=1e-9, image_size=8), ["remove"] * 9)):
         before = load_data(recipe)
         frame = decisions_of(before.train, actions)
-        frame[["source", "action"]].to_csv(tmp_path / "few.csv", index=False)    # what was and why may be missing
+        frame[["id", "action"]].to_csv(tmp_path / "few.csv", index=False)    # what was and why may be missing
         after = load_data(replace(recipe, decisions=str(tmp_path / "few.csv")))
-        assert len(after.train) == len(before.train) - len(actions) and not set(after.train.source.tolist()) & set(frame.source)
-        assert torch.equal(after.train.take(torch.arange(5)).x, before.train.take(torch.arange(len(actions), len(actions) + 5)).x)
+        assert len(after.train) == len(before.train) - len(actions) and not set(after.train.ids.tolist()) & set(frame.id)
+        assert torch.equal(after.train.take(after.train.ids[:5]).x, before.train.take(before.train.ids[len(actions):len(actions) + 5]).x)
         assert torch.equal(after.dev.y, before.dev.y) and torch.equal(after.test.y, before.test.y)
 
 
 def test_decisions_about_what_is_held_out_change_nothing():
     splits = load_data(DataRecipe(dev_size=250))
-    frame = pd.DataFrame({"source": [0, 1, 300], "action": "remove", "label": "", "was": "", "reason": ""})
+    frame = pd.DataFrame({"id": [0, 1, 300], "action": "remove", "label": "", "was": "", "reason": ""})
     assert len(apply_decisions(splits.train, frame)) == len(splits.train) - 1
 
 
 @pytest.mark.parametrize("change, text", [
-    (dict(was="no"), "was = 'no' for source"), (dict(was="9"), "other data or other noise"), (dict(source=[50_000, 50_001]), "neither this nor any other"),
-    (dict(action="relabel", label="ten"), "label = 'ten' for source"),
+    (dict(was="no"), "was = 'no' for id"), (dict(was="9"), "other data or other noise"), (dict(id=[50_000, 50_001]), "neither this nor any other"),
+    (dict(action="relabel", label="ten"), "label = 'ten' for id"),
 ])
 def test_decisions_about_other_data_are_refused(change, text):
     split = load_digits_splits()[0].select(range(20))
@@ -688,9 +714,9 @@ def test_decisions_must_leave_something():
 
 
 @pytest.mark.parametrize("text, error", [
-    ("", "not a CSV file"), ("source\n1\n", "column 'action' is missing"), ("source,action\n-1,remove\n", "line 2: source = '-1'"),
-    ("source,action\n1,remove\n1.5,remove\n", "line 3: source = '1.5'"), ("source,action\n1,drop\n", "line 2: action = 'drop' must be one of remove"),
-    ("source,action\n1,remove\n2,remove\n1,keep\n", "line 4: source = '1' must be named only once"),
+    ("", "not a CSV file"), ("id\n1\n", "column 'action' is missing"), ("id,action\n-1,remove\n", "line 2: id = '-1'"), ("action\nremove\n", "column 'id' is missing"),
+    ("source,action\n1,remove\n1.5,remove\n", "line 3: id = '1.5'"), ("id,action\n1,drop\n", "line 2: action = 'drop' must be one of remove"),
+    ("source,action\n1,remove\n2,remove\n1,keep\n", "line 4: id = '1' must be named only once"),
     ("source,action,label\n1,relabel,\n", "line 2: label = '' must be a class"), ("\xff\xfe\x00", "not a CSV file|column"),
 ])
 def test_a_bad_file_of_decisions_is_refused_with_its_line(tmp_path, text, error):

@@ -55,8 +55,8 @@ def test_the_same_score_of_two_trainings_keeps_both_names(panel, root):
     panel.y.score.value = "margin"
     panel.select(range(9))
     out = pd.read_csv(panel.export("both.csv"))
-    other = pd.read_parquet(root / "two" / "uniform-0" / "examples.parquet").set_index("source").margin
-    assert np.allclose(out["two/uniform-0/margin"], other[out.source]) and np.allclose(out.margin, panel.selection.margin)
+    other = pd.read_parquet(root / "two" / "uniform-0" / "examples.parquet").set_index("id").margin
+    assert np.allclose(out["two/uniform-0/margin"], other[out.id]) and np.allclose(out.margin, panel.selection.margin)
     assert panel.scatter._now["names"] == ("margin", "two/uniform-0/margin")
 
 
@@ -95,7 +95,7 @@ def test_ticks_outlive_another_order_and_not_another_selection(panel):
     panel.chosen.by.value, panel.chosen.down.value = "margin", False
     assert panel.chosen.cards.picked == [4] and "<b>1 ticked</b>" in panel.chosen.about.value
     panel.mark("keep")
-    assert list(panel.decisions.rows) == [int(panel.records.frame.source[4])]
+    assert list(panel.decisions.rows) == [int(panel.records.frame["id"][4])]
     panel.chosen.cards.picked = [4]
     panel.select(range(10))
     assert panel.chosen.cards.picked == [] and "ticked" not in panel.chosen.about.value

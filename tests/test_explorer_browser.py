@@ -94,7 +94,7 @@ def test_ticked_cards_are_removed_and_it_can_be_undone(page, run):
     page.until("len(panel.decisions)", 2)
     frame = read_training(run).frame
     saved = read_decisions(run / "decisions.csv")
-    assert sorted(saved.source) == sorted(frame.source[rows]) and set(saved.action) == {"remove"} and set(saved.reason) == {"blurred"}
+    assert sorted(saved.id) == sorted(frame["id"][rows]) and set(saved.action) == {"remove"} and set(saved.reason) == {"blurred"}
     page.page.wait_for_function("() => document.querySelectorAll('.datasel-remove').length == 2")
     click(page, "Undo")
     page.until("len(panel.decisions)", 0)
@@ -121,8 +121,8 @@ def test_relabel_the_selection_by_the_mouse(page, run):
     assert page.value("panel.label.value") == "(as predicted)"
     click(page, "Relabel")
     page.until("len(panel.decisions) > 10", True)
-    saved = read_decisions(run / "decisions.csv").set_index("source")
-    table = page.value("panel.selection.set_index('source').predicted.to_dict()")
+    saved = read_decisions(run / "decisions.csv").set_index("id")
+    table = page.value("panel.selection.set_index('id').predicted.to_dict()")
     assert saved.label.to_dict() == table and set(saved.action) == {"relabel"}
     click(page, "Undo")
     page.until("len(panel.decisions)", 0)
@@ -138,7 +138,7 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     page.until("len(panel.decisions) == len(panel.selected)", True)
     frame, rows = read_training(run).frame, picked(page)
     assert frame.confidence[rows].max() < frame.confidence.quantile(0.75) and frame.confidence_spread[rows].min() > frame.confidence_spread.min()
-    assert read_decisions(run / "decisions.csv").source.tolist() == frame.source[rows].tolist()     # exactly the selected ids
+    assert read_decisions(run / "decisions.csv").id.tolist() == frame["id"][rows].tolist()     # exactly the selected ids
     click(page, "Train on what is left")
     page.until("panel.again.job is not None and (panel.again.job.folder / 'uniform-0/checkpoints/checkpoints.json').exists()", True, timeout=patience(200))
     page.until("panel.again.live.children[0].state.phase", "running", timeout=patience(120))
@@ -159,7 +159,7 @@ def test_lasso_remove_train_cancel_train_compare_export(page, run):
     page.screenshot("compared")
     click(page, "Export the selection")
     page.until("(panel.records.run / 'exports' / 'selection.csv').exists()", True)
-    assert pd.read_csv(run / "exports" / "selection.csv").source.tolist() == frame.source[rows].tolist()
+    assert pd.read_csv(run / "exports" / "selection.csv").id.tolist() == frame["id"][rows].tolist()
     page.theme("dark")
     page.still(SCATTER)
     page.screenshot("dark")

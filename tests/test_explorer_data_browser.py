@@ -48,7 +48,7 @@ def root(tmp_path_factory):
     translation_run(root)
     for name in ("older", "written"): shutil.copytree(good, root / name)
     older = root / "older" / "uniform-0" / "examples.parquet"
-    pd.read_parquet(older).drop(columns="source").to_parquet(older)
+    pd.read_parquet(older).drop(columns="id").to_parquet(older)
     written = root / "written" / "uniform-0" / "examples.parquet"
     written.write_bytes(written.read_bytes()[:1000])
     begun = root / "begun" / "uniform-0"
@@ -79,7 +79,7 @@ def page(opened, root):
 
 def test_runs_that_cannot_be_read_are_told_and_the_panel_goes_on(page, root):
     says = lambda text: page.page.wait_for_selector(f"{MESSAGE} div:has-text({text!r})")
-    for name, text in {"older": "no column 'source', so it is of an older version", "written": "it is damaged"}.items():
+    for name, text in {"older": "no column 'id', so it is of an older version", "written": "it is damaged"}.items():
         choose(page, "run", name)
         says(text)
         assert page.page.locator("canvas").count() == 0     # nothing of the run before
@@ -136,7 +136,7 @@ def test_sentences_are_cards_of_text(page, root):
     page.page.wait_for_selector(f"td:text-is('{frame.source_text[first]}')")
     page.screenshot("sentences")
     page.do("panel.mark('remove', reason='too long')")
-    assert read_decisions(root / "words" / "decisions.csv").source.tolist() == frame.source[rows].tolist()
+    assert read_decisions(root / "words" / "decisions.csv").id.tolist() == frame["id"][rows].tolist()
 
 
 def test_lost_pictures_and_values_are_counted(page, tmp_path):

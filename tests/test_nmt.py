@@ -118,7 +118,7 @@ def test_pairs_hold_every_sentence(corpus, text):
             assert source[-1] == y[-1] == EOS and before[0] == BOS and before[1:] == y[:-1] and len(before) == len(y)
             assert not {PAD, BOS, EOS} & {*source[:-1], *y[:-1]} and max(source) < split.vocab[0] and max(y) < split.vocab[1]
             assert text.source.decode(source) == part.source[i] and text.target.decode(y) == part.target[i]
-            assert split.length[i] == max(len(source), len(y)) and split.lang[i] == part.lang[i] and split.source[i] == i
+            assert split.length[i] == max(len(source), len(y)) and split.lang[i] == part.lang[i] and split.ids[i] == i
             assert names.setdefault(part.target[i], int(split.target[i])) == split.target[i]
         assert len(set(names.values())) == len(names) and sorted(names.values()) == list(range(len(names)))
     assert text.train.vocab == (300, 60) and text.train.n_classes == 60
@@ -142,7 +142,7 @@ def test_long_sentences_are_counted_and_left_out(corpus, text):
             short = encode(corpus.train, text.source, text.target, limit)
         told, = said(warned)
         assert told.startswith(f"max_length = {limit}: {corpus.train.n - len(stay)} of {corpus.train.n} training pairs")
-        assert short.source.tolist() == stay and short.lang.tolist() == corpus.train.lang[stay].tolist() and int(short.length.max()) <= limit
+        assert short.ids.tolist() == stay and short.lang.tolist() == corpus.train.lang[stay].tolist() and int(short.length.max()) <= limit
         assert sorted(short.target.unique().tolist()) == list(range(len({corpus.train.target[i] for i in stay})))
         assert len(short.present()) == int(short.target.max()) + 1 and short.present().any(1).all()
     with warnings.catch_warnings():
@@ -160,7 +160,7 @@ def test_a_language_without_pairs_left_is_refused(text):
 
 def test_padded_lengths_share_the_pairs(text):
     for n in (1, 3, 6):
-        split = Pairs(text.train.x, text.train.y, text.train.lang, text.train.target, text.train.source, text.train.languages, text.train.vocab, n)
+        split = Pairs(text.train.x, text.train.y, text.train.lang, text.train.target, text.train.ids, text.train.languages, text.train.vocab, n)
         assert 1 <= len(split.lengths) <= n and list(split.lengths) == sorted(set(split.lengths)) and split.lengths[-1] == int(split.length.max())
         below = [0, *[sum(l <= m for l in split.length.tolist()) for m in split.lengths]]
         ties = max(Counter(split.length.tolist()).values())
@@ -568,9 +568,9 @@ def test_a_million_draws_have_their_probabilities(make, tau):
     sampler, code = make(len(present)).bind(task_of(pairs)), present.long() @ (2 ** torch.arange(4))
     counts = torch.zeros(16, 4, dtype=torch.int64)
     for e in range(20):
-        ids = sampler.epoch(e)
-        target, lang = pairs.target[ids], pairs.lang[ids]
-        assert target.unique().numel() == len(ids) == len(present) and present[target, lang].all()
+        at = pairs.positions(sampler.epoch(e))
+        target, lang = pairs.target[at], pairs.lang[at]
+        assert target.unique().numel() == len(at) == len(present) and present[target, lang].all()
         counts += (code[target] * 4 + lang).bincount(minlength=64).view(16, 4)
     assert counts.sum() == 1_000_000
     for c in range(1, 16):
@@ -710,9 +710,9 @@ def test_rewards_are_explicit_gradients(text, reward):
         assert all(torch.equal(p, before[k]) for k, p in model.state_dict().items()) and len(batches) == 8 * per
         ref = copy.deepcopy(model).eval()
         for k, batch in enumerate(batches):
-            assert (pairs.lang[batch.idx] == k // per).all() and len(batch.idx) == 6 and batch.x.shape[2] in pairs.lengths
+            assert (pairs.lang[pairs.positions(batch.idx)] == k // per).all() and len(batch.idx) == 6 and batch.x.shape[2] in pairs.lengths
             total = torch.zeros(size, dtype=torch.float64)
-            for i in batch.idx.tolist():
+            for i in pairs.positions(batch.idx).tolist():
                 y, n = pairs.y[i][pairs.y[i] != PAD].long(), int(pairs.length[i])
                 logp = ref(pairs.x[i:i + 1, :, :n].long())[0].log_softmax(1)
                 loss = -logp[torch.arange(len(y)), y].mean()
@@ -1021,12 +1021,12 @@ def test_decisions_about_pairs(corpus, tmp_path):
     full = prepare_text(corpus, RECIPE).train
     out = [0, 7, len(full) - 1]
     few = prepared([(s, "remove") for s in out])
-    assert few.source.tolist() == [s for s in range(len(full)) if s not in out]
+    assert few.ids.tolist() == [s for s in range(len(full)) if s not in out]
     assert few.present().any(1).all()                                    # every target that is left has a source
-    same = {tuple(row): int(t) for row, t in zip(full.y[few.source].tolist(), few.target)}
+    same = {tuple(row): int(t) for row, t in zip(full.y[few.ids].tolist(), few.target)}
     assert all(same[tuple(y)] == int(t) for y, t in zip(few.y.tolist(), few.target))
-    with pytest.raises(ValueError, match="'relabel' for source 3: must be remove or keep"):
+    with pytest.raises(ValueError, match="'relabel' for id 3: must be remove or keep"):
         file.write_text("source,action,label\n3,relabel,tr\n")
         prepare_text(corpus, RECIPE, file)
     lang = full.languages[int(full.lang[0])]
-    with pytest.raises(ValueError, match=f"must leave pairs of {lang}"): prepared([(int(s), "remove") for s in full.source[full.lang == full.lang[0]]])
+    with pytest.raises(ValueError, match=f"must leave pairs of {lang}"): prepared([(int(s), "remove") for s in full.ids[full.lang == full.lang[0]]])

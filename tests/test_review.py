@@ -34,7 +34,7 @@ def test_records_are_the_table_of_the_training(run):
     assert add_pictures(records) == ""
     train = load_data(settings_of(run).data).train
     assert torch.equal(torch.stack(records.pictures.take([5, 0])), train.x[[5, 0]])
-    assert records.frame.source.tolist() == train.source.tolist() and not {"id", "source", "label", "clean_label", "noisy"} & set(records.scores)
+    assert records.frame["id"].tolist() == train.ids.tolist() and not {"id", "label", "clean_label", "noisy"} & set(records.scores)
 
 
 def test_the_kept_losses_are_those_of_the_training(run):
@@ -60,7 +60,7 @@ def test_what_the_network_says_is_what_it_says(run):
 
 
 @pytest.mark.parametrize("frame, text", [
-    (pd.DataFrame({"score": []}), "has no rows"), (pd.DataFrame({"source": [1, 1], "a": [0, 1]}), "source = 1 is there more than once"),
+    (pd.DataFrame({"score": []}), "has no rows"), (pd.DataFrame({"source": [1, 1], "a": [0, 1]}), "id = 1 is there more than once"),
 ])
 def test_bad_tables(frame, text):
     with pytest.raises(ValueError, match=text): Records(frame)
@@ -100,24 +100,24 @@ def test_pictures_of_a_tree_are_its_files(tmp_path):
     assert add_pictures(opened) == "" and [x is None for x in opened.pictures.take([2, 3])] == [False, True]
     assert torch.equal(torch.stack(opened.pictures.take([2, 4, 39])), train.x[[2, 4, 39]])
     with pytest.raises(ValueError, match="has no longer the files of the training"): opened.train
-    (run / "decisions.csv").write_text(f"source,action\n{opened.frame.source[7]},remove\n")
+    (run / "decisions.csv").write_text(f"source,action\n{opened.frame['id'][7]},remove\n")
     with pytest.raises(ValueError, match="has no longer the files of the training"): retrain(run, run / "decisions.csv")
 
 
 def test_a_decided_run_keeps_its_data_whatever_becomes_of_the_file(run, root, tmp_path):
     frame, file = read_training(run).frame, tmp_path / "decisions.csv"
-    Decisions(file).decide("relabel", frame.source[:3], frame["class"][:3], ["1", "2", "3"])
+    Decisions(file).decide("relabel", frame["id"][:3], frame["class"][:3], ["1", "2", "3"])
     retrain(run, file)
     edited = read_training(root / edited_name(run, file, 0))
     labels = edited.frame["class"].tolist()
     assert labels[:3] == ["1", "2", "3"]
-    file.write_text(f"source,action\n{frame.source[9]},remove\n")
+    file.write_text(f"source,action\n{frame['id'][9]},remove\n")
     assert [edited.train.classes[y] for y in edited.train.y] == labels
     again = Decisions(edited.run / "decisions.csv", start=edited.run / "decisions_applied.csv")
-    assert read_decisions(again.path).source.tolist() == frame.source[:3].tolist()      # written at once
-    again.decide("", frame.source[:1])
-    again.decide("remove", frame.source[:1], edited.frame["class"][:1])
-    assert again.rows[frame.source[0]]["was"] == frame["class"][0]                      # before any decision, not after the first
+    assert read_decisions(again.path).id.tolist() == frame["id"][:3].tolist()      # written at once
+    again.decide("", frame["id"][:1])
+    again.decide("remove", frame["id"][:1], edited.frame["class"][:1])
+    assert again.rows[frame["id"][0]]["was"] == frame["class"][0]                      # before any decision, not after the first
     retrain(edited.run, again.path)
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_written_is_not_decided(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(review, "write_atomic", full)
         with pytest.raises(OSError): d.decide("remove", [2])
-    assert list(d.rows) == [1] and read_decisions(d.path).source.tolist() == [1]
+    assert list(d.rows) == [1] and read_decisions(d.path).id.tolist() == [1]
     d.undo()
     assert not d.rows
 
@@ -144,8 +144,8 @@ def test_folders_that_are_no_run(run, tmp_path):
     (tmp_path / "uniform-0").mkdir()
     (tmp_path / "uniform-0" / "examples.parquet").write_bytes((run / "uniform-0" / "examples.parquet").read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read; it is damaged"): read_training(tmp_path)
-    pd.read_parquet(run / "uniform-0" / "examples.parquet").drop(columns="source").to_parquet(tmp_path / "uniform-0" / "examples.parquet")
-    with pytest.raises(ValueError, match="has no column 'source', so it is of an older version"): read_training(tmp_path)
+    pd.read_parquet(run / "uniform-0" / "examples.parquet").drop(columns="id").to_parquet(tmp_path / "uniform-0" / "examples.parquet")
+    with pytest.raises(ValueError, match="has no column 'id', so it is of an older version"): read_training(tmp_path)
     assert find_runs(tmp_path / "none") == []
 
 
@@ -154,14 +154,14 @@ def test_decisions_are_saved_at_once_and_undone(tmp_path):
     d = Decisions(file)
     d.decide("remove", [3, 1, 2], ["cat"] * 3, reason="blurred, \"twice\"")
     d.decide("relabel", [1, 9], ["dog", "cat"], ["cat", "dog"])
-    rows = read_decisions(file).set_index("source")
+    rows = read_decisions(file).set_index("id")
     assert sorted(rows.index) == [1, 2, 3, 9] and rows.action[1] == "relabel" and rows.label[9] == "dog" and rows.reason[3] == 'blurred, "twice"'
     assert rows.was[1] == "cat"                      # what it was when it was first looked at
     d.decide("", [3])
-    assert 3 not in read_decisions(file).source.tolist()
+    assert 3 not in read_decisions(file).id.tolist()
     for expected in ([1, 2, 3, 9], [1, 2, 3], []):
         d.undo()
-        assert sorted(read_decisions(file).source) == expected
+        assert sorted(read_decisions(file).id) == expected
     with pytest.raises(ValueError, match="nothing was decided"): d.undo()
 
 
@@ -172,10 +172,10 @@ def test_the_second_writer_is_told_also_from_another_process(tmp_path):
     code = f"from datasel_wb.review import Decisions\nd = Decisions({str(file)!r})\nprint(len(d))\nd.decide('remove', [2])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert other.stdout == "1\n" and "another explorer decides about this run" in other.stderr
-    assert read_decisions(file).source.tolist() == [1]
+    assert read_decisions(file).id.tolist() == [1]
     mine.close()
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    assert read_decisions(file).source.tolist() == [1, 2]
+    assert read_decisions(file).id.tolist() == [1, 2]
 
 
 def test_a_file_that_somebody_changed_is_not_overwritten(tmp_path):
@@ -183,16 +183,16 @@ def test_a_file_that_somebody_changed_is_not_overwritten(tmp_path):
     d.decide("remove", [1])
     (tmp_path / "decisions.csv").write_text("source,action\n7,keep\n")
     with pytest.raises(ValueError, match="changed by somebody else"): d.decide("remove", [2])
-    assert read_decisions(tmp_path / "decisions.csv").source.tolist() == [7] and len(d) == 1
+    assert read_decisions(tmp_path / "decisions.csv").id.tolist() == [7] and len(d) == 1
 
 
 def test_retraining_equals_a_run_with_the_decisions_as_a_parameter(run, root):
     frame = read_training(run).frame
     d = Decisions(run / "some.csv")
-    d.decide("remove", frame.source[:400], frame["class"][:400])
+    d.decide("remove", frame["id"][:400], frame["class"][:400])
     table = retrain(run, d.path)
     after = root / edited_name(run, d.path, 0)
-    assert table.n.item() == 1 and pd.read_parquet(after / "examples.parquet").source.tolist() == frame.source[400:].tolist()
+    assert table.n.item() == 1 and pd.read_parquet(after / "examples.parquet").id.tolist() == frame["id"][400:].tolist()
     same = example_run(root, steps=60, eval_every=30, save_every=30, decisions=str(d.path), name="by-hand")
     a, b = (pd.read_parquet(f / "metrics.parquet").drop(columns="seconds") for f in (after, same))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
@@ -205,7 +205,7 @@ def test_cancelled_goes_on_and_failed_says_why(root):
     run = example_run(root, steps=1500, eval_every=500, save_every=50, log_every=50, name="long")
     frame = read_training(run).frame
     d = Decisions(run / "decisions.csv")
-    d.decide("remove", frame.source[:3])
+    d.decide("remove", frame["id"][:3])
     job = Retraining(run, d.path, 0)
     deadline = time.time() + patience(120)
     while not (job.folder / "uniform-0" / "checkpoints" / "checkpoints.json").exists():
@@ -219,7 +219,7 @@ def test_cancelled_goes_on_and_failed_says_why(root):
     again = Retraining(run, d.path, 0)
     again.process.wait()
     assert again.state() == "done" and again.folder == job.folder, again.words()
-    d.decide("keep", frame.source[5:9])
+    d.decide("keep", frame["id"][5:9])
     bad = Retraining(run, d.path, 0)
     bad.process.wait()
     assert bad.state() == "failed" and "batch_size" in bad.words()
@@ -230,8 +230,8 @@ def test_a_translation_run_is_read_and_trained_again(root):
     records = read_training(run)
     assert add_pictures(records) == "" and records.pictures is None and records.group == "language" and "target" not in records.scores
     d = Decisions(run / "decisions.csv")
-    d.decide("remove", records.frame.source[:5])
+    d.decide("remove", records.frame["id"][:5])
     retrain(run, d.path)
     after = pd.read_parquet(root / edited_name(run, d.path, 0) / "examples.parquet")
-    assert after.source.tolist() == records.frame.source[5:].tolist()
+    assert after["id"].tolist() == records.frame["id"][5:].tolist()
     with pytest.raises(ValueError, match="must be a training of images"): ask_model(records)

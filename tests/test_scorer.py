@@ -27,7 +27,7 @@ def make(digits, sees="xy", **kw):
     prepare = Augment(mean=digits.train.mean, std=digits.train.std)
     task = Task(model, digits.train, digits.dev, steps=10, dev_batch_size=16, prepare=lambda x: prepare(x).double())
     sel = DDS(scorer, **kw).bind(task)
-    batch = digits.train.take(torch.arange(24))
+    batch = digits.train.take(digits.train.ids[:24])
     return model, sel, batch._replace(x=task.prepare(batch.x))
 
 

@@ -25,7 +25,7 @@ def task(model=None, **kw):
 
 
 def batch(t, n=32):
-    b = DATA.train.take(torch.randperm(N)[:n])
+    b = DATA.train.take(DATA.train.ids[torch.randperm(N)[:n]])
     return b._replace(x=t.prepare(b.x))
 
 
@@ -38,7 +38,7 @@ def test_data_parameters_against_autograd_over_the_whole_table(level, decay):
     t = task()
     settings = {k: Sigma(lr, init, decay) for k, lr, init in (("cls", 0.3, 1.0), ("inst", 2.0, 0.5)) if level in (k, "both")}
     sel = DataParameters(**settings).bind(t)
-    tables = {k: torch.full((10 if k == "cls" else N,), math.log(s.init), dtype=torch.float64) for k, s in settings.items()}
+    tables = {k: torch.full((10 if k == "cls" else DATA.train.full,), math.log(s.init), dtype=torch.float64) for k, s in settings.items()}
     buffers = {k: {} for k in tables}
     for _ in range(10):
         b, logits = batch(t), 3 * torch.randn(32, 10)
@@ -97,7 +97,7 @@ def test_temperatures_find_wrong_labels():
     t = task(make_model("tiny_cnn", 10, 1))
     sel = DataParameters(inst=Sigma(lr=10.0)).bind(t)
     for _ in bare_loop(sel, epochs=10): pass
-    assert noise_auroc(-sel.report()["sigma/inst"], DATA.train.noisy) > 0.9
+    assert noise_auroc(-sel.report()["sigma/inst"][DATA.train.ids], DATA.train.noisy) > 0.9
 
 
 def test_recipe_makes_the_published_settings():
@@ -175,9 +175,9 @@ def test_predefined_mentor_is_a_moving_threshold_after_burn_in():
 def test_data_driven_mentor_learns_from_dev_examples():
     t = task(make_model("tiny_cnn", 10, 1))
     sel = MentorNet(burn_in=0.0).bind(t)
-    given = torch.zeros(N)
+    given = torch.zeros(DATA.train.full)
     for b in bare_loop(sel, epochs=8): given[b.idx] += sel.seen.weights
-    assert noise_auroc(given, DATA.train.noisy) > 0.8
+    assert noise_auroc(given[DATA.train.ids], DATA.train.noisy) > 0.8
 
 
 # --- bad input

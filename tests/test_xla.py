@@ -102,7 +102,7 @@ def test_rewards_of_a_trained_net_against_float64(trained, precision):
     model = backend.adapt(RECIPE.build(DATA.train).to(backend.device))
     model.load_state_dict(trained.state_dict())
     task = Task(model, DATA.train, DATA.dev, autocast=backend.autocast, collectives=backend.collectives)
-    batch = DATA.train.take(torch.arange(64))
+    batch = DATA.train.take(DATA.train.ids[:64])
     batch = batch._replace(x=task.prepare(batch.x))
     with torch.autograd.set_multithreading_enabled(False): v = task.dev_grad()   # as within a step
     rewards = task.align(batch.to(backend.device), v).cpu().double()
