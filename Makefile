@@ -5,11 +5,16 @@ READY := .venv/.ready
 # Two processes on two cores, which do not wait for each other.
 QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
+# OpenMP's threads wait without spinning: on a machine that others use too, spinning threads keep each other from working.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # In .venv only: papermill, with a run folder for run notebooks without an output path; papermill itself once this project is uninstalled.
 define PAPERMILL
 #!$(CURDIR)/$(BIN)/python
 import sys
 try:
+    from datasel_wb.command import refused
+    if refused(): sys.exit(1)
     from datasel_wb.runs import papermill_main as main
 except ImportError:
     from papermill.__main__ import papermill as main
@@ -51,7 +56,7 @@ lab: $(READY)  ## JupyterLab, kernel ready
 docs: $(READY)  ## the docs site, in _docs/; look at it: python -m http.server -d _docs
 	$(BIN)/python docs/build.py
 
-parameters: $(READY)  ## write the parameter cells of the run notebooks from the settings
+parameters: $(READY)  ## from the settings, write the parameter cells of the run notebooks and datasel_wb/parameters.json
 	$(BIN)/python -m datasel_wb.experiments
 
 check: $(READY)  ## what a change must pass: export, clean, no difference left, tests
@@ -71,6 +76,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	mkdir -p .venv/share/jupyter/voila/templates .venv/etc/jupyter
 	cp -r nbs/voila/template .venv/share/jupyter/voila/templates/datasel
 	cp nbs/voila/voila.json .venv/etc/jupyter/
+	$(BIN)/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY PASSIVE > /dev/null
 	echo "$$PAPERMILL" > $(BIN)/papermill
 	echo "$$CLEAN" > $(BIN)/nbdev_clean
 	touch $(READY)

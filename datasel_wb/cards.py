@@ -209,7 +209,7 @@ class Opened(W.HBox):
         self.picture.value, self.table.value, self.losses.children = "", "", ()
 
     def _picture(self, records: Records, row: int) -> str:
-        if "source_text" in records.frame: return ""
+        if records.kind != "images": return ""
         x = records.pictures.take([row])[0] if records.pictures else None
         if x is None: return "<i>no picture</i>"
         return f"<img alt='the example' src='data:image/png;base64,{base64.b64encode(sheet([x], 200)).decode()}'>"

@@ -170,11 +170,12 @@ def _sigma_panel(table: pd.DataFrame, group: str, domain: tuple, x_title: str, f
 # %% ../nbs/12_charts.ipynb #cfd55777
 def sigma(
     metrics: pd.DataFrame,    # rows of a run: step, epoch, split, name, value; seed and method when joined
-    which: str = "inst",      # "inst" (one parameter per example) or "class", as in `sigma/<which>/…`
+    which: str = "inst",      # "inst", one parameter per example, or "class" (or "cls", as in `sigma/cls/…`)
     x: str = "step",          # "step" or "epoch"
     seed: int | None = None,  # None: the first one
 ) -> alt.HConcatChart:
     "Data parameters during training: mean, quartiles, 5 to 95% and range, clean and wrong labels apart."
+    which = {"class": "cls"}.get(which, which)
     rows, run = _one_run(_sigma_rows(metrics, which, x), seed)
     table = _sigma_table(rows, f"sigma/{which}")
     groups = [g for g in SIGMA_GROUPS if (table["group"] == g).any()]
@@ -187,7 +188,7 @@ def sigma(
     labels = pd.DataFrame({"y": last.astype(float), "text": [SIGMA_LABELS[c] for c in last.index],
                            "colour": SIGMA_GROUPS[groups[-1]][1]})
     panels[-1] += end_labels(labels, domain, width, log=True)
-    per = {"inst": ", one per example", "class": ", one per class"}.get(which, f", {which}")
+    per = {"inst": ", one per example", "cls": ", one per class"}.get(which, f", {which}")
     return alt.hconcat(*panels, spacing=14,
                        title=alt.Title(f"data parameters σ{per}", **({"subtitle": run} if run else {})))
 

@@ -74,12 +74,15 @@ class Store:
         try: return self.fs.cat_file(f"{self.path}/{name}")
         except (FileNotFoundError, NotADirectoryError): return None
 
+    def names(self) -> list:
+        "Names of the checkpoint files, half done ones too, in order."
+        self.fs.invalidate_cache(self.path)
+        return sorted(name for path in self.fs.ls(self.path, detail=False) if (name := path.rsplit("/", 1)[-1]).startswith("step-"))
+
     def clean(self, keep: set) -> None:
         "Remove the checkpoints that are not in `keep`."
-        self.fs.invalidate_cache(self.path)
-        for path in self.fs.ls(self.path, detail=False):
-            name = path.rsplit("/", 1)[-1]
-            if name.startswith("step-") and name not in keep: self.fs.rm_file(path)
+        for name in self.names():
+            if name not in keep: self.fs.rm_file(f"{self.path}/{name}")
 
 # %% ../nbs/08_checkpoints.ipynb #e21e4133
 def snapshot(state):
@@ -101,9 +104,39 @@ class Checkpoints:
     ):
         self.store, self.keep = Store(folder), keep
         if write: self.store.check()
-        self.manifest = json.loads(self.store.read("checkpoints.json") or "{}")
+        self.manifest = self._read_manifest()
         if "last" in self.manifest: raise ValueError(f"{folder}: holds checkpoints of an earlier version; delete it to start anew")
         self.writer, self.pending = ThreadPoolExecutor(1), None
+
+    def _read_manifest(self) -> dict:
+        "The manifest; made anew from the checkpoints themselves where it cannot be read."
+        data = self.store.read("checkpoints.json")
+        if data is None: return {}
+        try:
+            manifest = json.loads(data)
+            if "last" in manifest: return manifest
+            for entry in manifest["saved"] + [manifest[k] for k in ("best",) if k in manifest]:
+                if not {"file", "step", "sha256"} <= entry.keys(): raise ValueError
+            return manifest
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            return self._recover(f"{self.store.path}/checkpoints.json cannot be read ({type(e).__name__})")
+
+    def _recover(self, problem: str) -> dict:
+        "A manifest of the checkpoints that load. `ValueError` when none does."
+        saved, marks = [], []
+        for name in self.store.names():
+            data = self.store.read(name)
+            try: state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+            except Exception: continue   # of any kind: torch says many things of damaged bytes
+            counts, step = state.get("counts", {}), int(name.removeprefix("step-").removesuffix(".pt"))
+            saved.append({"file": name, "step": step, "sha256": hashlib.sha256(data).hexdigest()})
+            marks.append((counts.get("dev_metric"), counts.get("best")))
+        if not saved:
+            raise ValueError(f"{problem}, and no checkpoint beside it can; delete {self.store.folder} to start anew")
+        warnings.warn(f"{problem}; the checkpoints beside it can: steps {', '.join(str(e['step']) for e in saved)}")
+        best = [e for e, (dev, _) in zip(saved, marks) if dev is not None and dev == marks[-1][1]]   # the first of these
+        best = best or (saved if len(saved) > self.keep else [])   # kept though it is old: the best
+        return {"saved": saved[-self.keep:]} | {"best": e for e in best[:1]}
 
     def save(self, state: dict, step: int, best: bool = False) -> None:
         "Save a state (tensors, numbers, strings, dicts and lists of them) in the background. `OSError` when the save before failed."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'Experiment', 'found', 'of_the_package', 'check_agreement', 'settings', 'parameter_cell', 'differing',
-           'main']
+           'described', 'main']
 
 # %% ../nbs/11_experiments.ipynb #36544d42
 import importlib
@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
-from . import runs
+from . import command, runs
 from .registry import declared
+from .settings import describe, known_settings
 
 # %% ../nbs/11_experiments.ipynb #05eb6556
 @dataclass(frozen=True)
@@ -123,11 +124,20 @@ def differing(
         if write: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
     return wrong
 
+# %% ../nbs/11_experiments.ipynb #7e0faf67
+def described() -> str:
+    "What the papermill command knows of all experiments, as JSON."
+    def known(e): return known_settings(runs.RunRecipe, *e.parts(outside=False).values())
+    return json.dumps({name: describe(known(e), e.recipes(), e.published) for name, e in EXPERIMENTS.items()}, indent=1) + "\n"
+
 def main(argv: list) -> int:
-    "Write the parameter cells, or with `--check` say which of them differ; returns the exit status."
+    "Write the parameter cells and what the command knows, or with `--check` say what differs; returns the exit status."
     if argv not in ([], ["--check"]): raise SystemExit(f"{' '.join(argv)}: must be --check or nothing")
-    wrong = differing(runs.project_root() / "nbs", write=not argv)
-    for name in wrong: print(f"{name}: its parameter cell differs from the settings; run make parameters" if argv else f"{name}: written")
+    wrong = [f"{name}: its parameter cell" for name in differing(runs.project_root() / "nbs", write=not argv)]
+    if command.FILE.read_text() != (now := described()):
+        wrong.append(f"{command.FILE.name}: it")
+        if not argv: command.FILE.write_text(now)
+    for what in wrong: print(f"{what} differs from the settings; run make parameters" if argv else f"{what} is written")
     return int(bool(argv and wrong))
 
 # %% ../nbs/11_experiments.ipynb #51e7d7c4

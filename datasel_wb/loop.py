@@ -17,30 +17,33 @@ import torch
 from torch import Tensor, nn
 
 from .backends import Eager, make_backend
-from .core import Batch, Collectives, check_settings, evaluating, per_example_loss, setting, start_momentum
+from .core import Batch, Collectives, check_settings, evaluating, per_example_loss, setting, start_momentum, structure, unlike
 from .dynamics import Dynamics
 from .examples import Loader, Normalise, Splits, check_batch, eval_batches
 from .models import MODELS, make_model
 from .selectors import Selector, Task, Uniform
+from .settings import RENAMED, takes_old_names
 
 # %% ../nbs/08_loop.ipynb #1e91cf5c
+@takes_old_names(grad_bound="clip_norm")
 @dataclass(frozen=True)
 class LoopRecipe:
     "What the loop asks of any recipe. `ValueError` for the first setting that is of a wrong type or out of range."
     steps: int = setting(600, "optimizer steps", "positive")
     lr: float = setting(0.1, "peak learning rate", "positive")
-    warmup_steps: int = setting(30, "steps of linear warm-up, then the schedule", "natural")
+    warmup_steps: int = setting(30, "steps of linear warm-up, then the schedule", "natural", below="steps")
     schedule: str = setting("cosine", "cosine to 0, step (times lr_drop at each milestone), or constant", ("cosine", "step", "constant"))
     milestones: str = setting("0.3,0.6,0.8", "step schedule: shares of the training at which the learning rate drops, comma-separated")
     lr_drop: float = setting(0.2, "step schedule: factor of each drop", "fraction")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", "share")
     weight_decay: float = setting(2e-4, "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
-    grad_bound: float = setting(1.0, "clip the gradient to this global norm; 0: no clipping", "natural")
+    clip_norm: float = setting(1.0, "clip the gradient to this global norm; 0: no clipping", "natural")
     ema_decay: float = setting(0.99, "moving average of the weights, min(decay, (t+1)/(t+10)); 0: off", "share")
     dropout: float = setting(0.0, "dropout before the classifier", "share")
     precision: str = setting("auto", "auto: bfloat16 on CUDA and TPU, float32 elsewhere", ("auto", "float32", "bfloat16"))
     device: str = setting("auto", "auto: CUDA when there is one, else CPU; xla: TPU, or XLA's CPU runtime", ("auto", "cpu", "cuda", "xla"))
     feeding: str = setting("auto", "where the training set lies: on the device when it fits, there, or on the host", ("auto", "device", "host"))
+    threads: int = setting(0, "threads of a training on the CPU; 0: the number that is fastest, found by timing", "natural")
     log_every: int = setting(20, "steps between rows of the log", "positive")
     eval_every: int = setting(100, "steps between evaluations", "positive")
     save_every: int = setting(200, "steps between checkpoints", "positive")
@@ -52,8 +55,6 @@ class LoopRecipe:
 
     def __post_init__(self):
         check_settings(self)
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps = {self.warmup_steps}: must be below steps = {self.steps}")
         self.drops()
 
     def drops(self) -> list:
@@ -78,14 +79,16 @@ class LoopRecipe:
         return self.peak * 0.5 * (1 + math.cos(math.pi * done))
 
 # %% ../nbs/08_loop.ipynb #22a4d39f
+@takes_old_names(grad_bound="clip_norm")
 @dataclass(frozen=True)
 class Recipe(LoopRecipe):
     "How to train a classifier. `ValueError` for the first setting that is of a wrong type or out of range."
+    kind = "images"   # of a run with it, as recipe.json names it
     steps: int = setting(600, "optimizer steps; with epochs given, they count instead", "positive")
     lr: float = setting(0.1, "peak learning rate per 256 examples", "positive")
     model: str = setting("small_cnn", "network", tuple(MODELS))
     epochs: int = setting(0, "passes over what the method visits in an epoch; 0: steps count", "natural")
-    stop_epoch: int = setting(0, "stop after so many epochs, the schedule as if all came; 0: train to the end", "natural")
+    stop_epoch: int = setting(0, "stop after so many epochs, the schedule as if all came; 0: train to the end", "natural", at_most="epochs")
     batch_size: int = setting(128, "training examples per step, over all devices", "positive")
     eval_batch_size: int = setting(500, "examples per evaluation batch", "positive")
     momentum: float = setting(0.9, "SGD momentum", "share")
@@ -98,7 +101,6 @@ class Recipe(LoopRecipe):
         super().__post_init__()
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = True: needs a momentum above 0")
-        if self.stop_epoch > self.epochs: raise ValueError(f"stop_epoch = {self.stop_epoch}: must not exceed epochs = {self.epochs}")
 
     @property
     def peak(self): return self.lr * self.batch_size / 256
@@ -115,7 +117,7 @@ class Recipe(LoopRecipe):
         "SGD on the network's parameters."
         return torch.optim.SGD(params, self.lr_at(0), self.momentum, nesterov=self.nesterov)
 
-PLACE = ("device", "feeding", "workers", "checkpoint_dir", "keep", "save_every", "trace")   # where and how a training is kept, not what is trained
+PLACE = ("device", "feeding", "workers", "threads", "checkpoint_dir", "keep", "save_every", "trace")   # where and how a training is kept, not what is trained
 
 # %% ../nbs/08_loop.ipynb #275b5431
 class EMA(nn.Module):
@@ -177,7 +179,10 @@ class Training:
         self.backend = backend or make_backend(recipe)
         device, c, train = self.backend.device, self.backend.collectives, data.train
         self.prepare = self.make_prepare()
-        self.model = self.backend.adapt((model or recipe.build(train, seed)).to(device)).train()
+        whole = model or recipe.build(train, seed)
+        self.structure = structure(whole)   # before the backend adapts it
+        self.model_name = type(whole).__qualname__ if model else None
+        self.model = self.backend.adapt(whole.to(device)).train()
         self.ema = EMA(self.model, recipe.ema_decay)
         self.loader = self.make_loader(recipe, augment)
         if recipe.epochs: recipe = replace(recipe, steps=recipe.epochs * self.loader.batches_per_epoch())
@@ -198,6 +203,7 @@ class Training:
         self.batches = iter(self.loader)
         self.steps_done = self.epochs_begun = self.examples_seen = 0
         self.seconds, self.dev_metric, self.best = 0.0, -math.inf, -math.inf
+        self.threads = 0                                         # of the CPU; 0: not decided
         self.shown = {}                                          # beside the progress bar
         self.meters = torch.zeros(3, device=device)              # sums since the last log: loss, gradient norm, steps
         self.skips = torch.zeros(3, dtype=torch.int64, device=device)  # skipped in all, in a row now, longest row
@@ -280,7 +286,7 @@ class Training:
         with torch.no_grad():
             for p in self.params:
                 if p.ndim > 1 and self.recipe.weight_decay: p.grad.add_(p, alpha=self.recipe.weight_decay)
-        return nn.utils.clip_grad_norm_(self.params, self.recipe.grad_bound or math.inf)
+        return nn.utils.clip_grad_norm_(self.params, self.recipe.clip_norm or math.inf)
 
     def where(self) -> tuple:
         "The first columns of a log row."
@@ -291,7 +297,17 @@ class Training:
         loss, norm, count = self.backend.collectives.sum(self.meters)[0].tolist()
         self.meters.zero_()
         means = {"loss": loss / count, "grad_norm": norm / count, "lr": self.lr}
+        if self.threads: means["threads"] = self.threads
         return means | {"skipped": self.skips.tolist()[0]} | self.dynamics.read_groups() | self.backend.counters()
+
+    def trial(self):
+        "A pass forward and back on copies, to be timed: a function. Nothing of the training changes."
+        batch = self.data.train.take(self.data.train.ids[:self.loader.batch_size]).to(self.backend.device)
+        model, x = copy.deepcopy(self.model), self.prepare(batch.x)
+        def run():
+            with torch.random.fork_rng([]), self.backend.autocast(): logits = model(x)   # dropout draws from a state of its own
+            self.per_example_loss(logits, batch.y).mean().backward()
+        return run
 
     def check_finite(self) -> None:
         "`FloatingPointError` after too many skipped steps in a row."
@@ -309,7 +325,7 @@ class Training:
         "All that a resume needs; tensors, numbers and strings."
         parts = {k: getattr(self, k).state_dict() for k in self.PARTS}
         counts = {k: getattr(self, k) for k in ("steps_done", "epochs_begun", "examples_seen", "seconds", "dev_metric",
-                                             "best", "meters", "skips")}
+                                             "best", "threads", "meters", "skips")}
         return {"step": self.steps_done, "format": self.FORMAT, "identity": self.identity(),
                 "parts": parts, "counts": counts, "rng": self.backend.rng_state()}
 
@@ -318,15 +334,20 @@ class Training:
         rows = (self.data.train.y, self.data.train.ids)   # which examples, with which labels
         labels = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in rows)).hexdigest()[:12]
         method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
-        return {k: v for k, v in asdict(self.recipe).items() if k not in PLACE} | method | {"seed": self.seed, "labels": labels}
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in PLACE}
+        if self.model_name: recipe["model"] = self.model_name
+        return recipe | method | {"seed": self.seed, "labels": labels, "structure": self.structure}
 
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
         if state.get("format") != self.FORMAT:
             raise ValueError(f"the checkpoint is of format {state.get('format', 1)}, must be {self.FORMAT}: another version of "
                              "datasel_wb made it; train anew in another folder, or go on with that version")
-        mine, theirs = self.identity(), state["identity"]
-        if diff := [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]:
+        mine = self.identity()
+        theirs = {RENAMED.get(k, k): v for k, v in state["identity"].items()}
+        layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))   # earlier ones did not keep it
+        diff = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
+        if diff := diff + [layers] * bool(layers):
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")
         if state["parts"]["dynamics"].keys() != self.dynamics.state_dict().keys():
             raise ValueError(f"history = {self.recipe.history}: cpu and cuda keep it on disk, other engines on the device; must go on where it began, {state['rng']['kind']}")

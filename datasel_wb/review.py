@@ -10,7 +10,6 @@ __all__ = ['EXAMPLE', 'PLAIN', 'EMBEDDINGS', 'example_run', 'read_settings', 'se
 
 # %% ../nbs/12_review.ipynb #1d60c5ce
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -24,18 +23,17 @@ import numpy as np
 import torch
 
 from .checkpoints import write_atomic
-from .corpus import CorpusRecipe, load_corpus
+from .command import passive
 from .corruption import ACTIONS, DECISIONS, read_decisions
 from .datasets import DataRecipe, load_data, make_augment
 from .examples import Split, eval_batches
 from .images import read_image
-from .loop import Recipe, Training
+from .loop import Recipe
 from .models import features_and_logits
 from .recipes import DDS_RECIPES
-from .runs import RunRecipe, begin, finish, project_root, record, resolve
+from .runs import RunRecipe, begin, finish, kind_of_run, project_root, read_recipe, record, resolve
 from .scores import by_full_set
 from .trainer import fit, saved_model
-from .translation import NMTRecipe, Translation, prepare_text
 from .names import extra
 
 with extra("workbench"):
@@ -60,16 +58,12 @@ def example_run(
 # %% ../nbs/12_review.ipynb #c8076927
 def read_settings(folder) -> dict:
     "Every setting of a run folder. `ValueError` when it is none."
-    path = Path(folder) / "recipe.json"
-    if not Path(folder).is_dir(): raise ValueError(f"{folder}: no such folder")
-    if not path.exists(): raise ValueError(f"{folder}: has no recipe.json, so it is no run, or one of an older version")
-    try: return json.loads(path.read_text())["settings"]
-    except (ValueError, KeyError, TypeError): raise ValueError(f"{path}: cannot be read; it is damaged, or of an older version") from None
+    return read_recipe(folder)["settings"]
 
 def settings_of(folder, **changed) -> SimpleNamespace:
     "The parts run, data and train of a run folder's settings, with some changed."
-    flat = read_settings(folder) | changed
-    parts = dict(run=RunRecipe, **(dict(data=CorpusRecipe, train=NMTRecipe) if "corpus" in flat else dict(data=DataRecipe, train=Recipe)))
+    about = read_recipe(folder)
+    flat, parts = about["settings"] | changed, dict(run=RunRecipe, **kind_of_run(about["kind"]).settings)
     return SimpleNamespace(**{part: c(**{f.name: flat[f.name] for f in fields(c) if f.name in flat}) for part, c in parts.items()})
 
 # %% ../nbs/12_review.ipynb #85a30843
@@ -119,9 +113,15 @@ class Records:
     def run(self) -> Path | None: return self.folder and self.folder.parent
 
     @cached_property
+    def kind(self) -> str:
+        "The kind of the run; of a table without one, what its columns can show."
+        if self.run: return read_recipe(self.run)["kind"]
+        return "translation" if "source_text" in self.frame else "images"
+
+    @cached_property
     def train(self) -> Split:
         "The training split of a run of images, read once. `ValueError` where there is none, or another one than in training."
-        if self.folder is None or "source_text" in self.frame: raise ValueError(f"{self.name}: must be a training of images")
+        if self.folder is None or self.kind != "images": raise ValueError(f"{self.name}: must be a training of images")
         train = load_data(data_of(self.run)).train
         check_files(train, self.frame)
         if train.ids.tolist() != self.frame["id"].tolist(): raise ValueError(f"{self.name}: the data are not those of the training")
@@ -213,7 +213,7 @@ def read_training(
 
 def add_pictures(records: Records) -> str:
     "Find the pictures of a run's examples; what stands in the way, as a sentence, or nothing."
-    if "source_text" in records.frame: return ""
+    if records.kind != "images": return ""
     try: records.pictures = as_pictures(pictures_of(records), len(records.frame))
     except (ValueError, OSError, IndexError) as e: return f"the pictures cannot be shown: {e}"
     return ""
@@ -323,18 +323,13 @@ def retrain(
     seed=None,   # of the training; the run's first when None
 ) -> pd.DataFrame:
     "Train plainly on the decided examples, into a run folder beside the run's; returns its result table."
-    flat = read_settings(folder)
-    seed = int(flat["seed"] if seed is None else seed)
+    about = read_recipe(folder)
+    seed, kind = int(about["settings"]["seed"] if seed is None else seed), kind_of_run(about["kind"])
     settings = settings_of(folder, name=edited_name(folder, decisions, seed), decisions=str(Path(decisions).resolve()), seed=seed, seeds=1)
-    if "corpus" in flat:
-        data = prepare_text(load_corpus(settings.data), settings.train, settings.data.decisions)
-        kind, augment = Translation, None
-    else: data, kind = load_data(settings.data), Training
-    if kind is Training:
-        check_files(data.train, read_training(folder).frame)
-        augment = make_augment(settings.data, data.train)
+    data = kind.load(settings)
+    check_files(data.train, read_training(folder).frame)
     run = begin(settings, data, root=Path(folder).parent)
-    training = fit(settings.train, data, seed=seed, folder=run.folder / f"uniform-{seed}", augment=augment, kind=kind, label=f"uniform {seed}")
+    training = kind.fit(settings, data, seed=seed, folder=run.folder / f"uniform-{seed}", label=f"uniform {seed}")
     return finish(run, [record("uniform", training)])
 
 # %% ../nbs/12_review.ipynb #f4a05846
@@ -348,7 +343,8 @@ class Retraining:
         if not own.exists(): write_atomic(own, Path(decisions).read_bytes())
         code = "import sys; from datasel_wb.review import retrain; retrain(sys.argv[1], sys.argv[2], sys.argv[3])"
         with open(self.folder / "retrain.log", "wb") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", code, self.before, own, str(seed)], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen([sys.executable, "-c", code, self.before, own, str(seed)], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                            env=os.environ | passive())
         self.cancelled = False
         weakref.finalize(self, self.process.terminate)
 
@@ -373,10 +369,10 @@ class Retraining:
 def final(folder) -> dict:
     "Of a training: examples, the compared metric at the end on the test split, seconds."
     folder = Path(folder)
-    kind = Translation if "corpus" in read_settings(folder.parent) else Training
-    rows = pd.read_parquet(folder / "metrics.parquet").query("split == 'test' and name == @kind.METRIC")
+    metric = kind_of_run(read_recipe(folder.parent)["kind"]).training.METRIC
+    rows = pd.read_parquet(folder / "metrics.parquet").query("split == 'test' and name == @metric")
     return {"training": f"{folder.parent.name}/{folder.name}", "examples": len(pd.read_parquet(folder / "examples.parquet", columns=["id"])),
-            kind.METRIC: rows.value.iloc[-1], "seconds": rows.seconds.iloc[-1]}
+            metric: rows.value.iloc[-1], "seconds": rows.seconds.iloc[-1]}
 
 def before_and_after(before, after) -> pd.DataFrame:
     "Two trainings side by side, by their folders."

@@ -42,6 +42,8 @@ class Scorer(nn.Module):
         "A scorer whose body is a copy of `net`'s, weights included; its head is new and scores everything 0."
         return cls(copy.deepcopy(net.body), net.n_features, net.head.out_features, sees, clip)
 
+    def extra_repr(self): return f"sees={self.sees!r}, clip={self.clip}"
+
     def forward(self, batch: Batch) -> Tensor:
         "Scores [B], in (-clip, clip)."
         units = self.head(self.body(batch.x).to(self.head.weight.dtype))

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import (
-    Batch, Collectives, align, check, check_ids, check_settings, evaluating, id_table, per_example_loss, seeded, setting)
+from datasel_wb.core import (
+    Batch, Collectives, align, check, check_ids, check_settings, evaluating, id_table, per_example_loss, seeded, setting,
+    structure)
 from .examples import Normalise, eval_batches, fetch
 from .models import Slim, classifier, features_and_logits
 from .scores import rank
@@ -126,10 +127,13 @@ class Seen(NamedTuple):
 
 # %% ../nbs/05_selectors.ipynb #79aeec42
 def _settings(selector) -> dict:
-    "What a method was made with, as text, so that a checkpoint knows it; tensors as a digest."
-    def told(v): return hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()[:12] if isinstance(v, Tensor) else repr(v)
-    plain = (Tensor, int, float, str, tuple, list, dict, type(None))
-    return {k: told(v) for k, v in vars(selector).items() if isinstance(v, plain) and not k.startswith("_") and k != "training"}
+    "What a method was made with, as text, so that a checkpoint knows it; tensors and the structure of modules as a digest."
+    def told(v):
+        if isinstance(v, nn.Module): return hashlib.sha256(structure(v).encode()).hexdigest()[:12]
+        return hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()[:12] if isinstance(v, Tensor) else repr(v)
+    plain = (Tensor, nn.Module, int, float, str, tuple, list, dict, type(None))
+    own = vars(selector) | dict(selector.named_children())
+    return {k: told(v) for k, v in own.items() if isinstance(v, plain) and not k.startswith("_") and k != "training"}
 
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."

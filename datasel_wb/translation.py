@@ -28,6 +28,7 @@ from .corruption import apply_decisions, read_decisions
 from .examples import Examples, Loader, feed
 from .loop import LoopRecipe, Training
 from .names import extra
+from .settings import takes_old_names
 
 with extra("text"):
     import sentencepiece
@@ -143,19 +144,20 @@ def encode(
                  corpus.languages, (source.vocab_size(), target.vocab_size()), buckets, corpus)
 
 # %% ../nbs/10_translation.ipynb #bf8b8ba4
+@takes_old_names(words="max_tokens")
 class PairLoader(Loader):
     "Shuffled batches of pairs of about the same length; resumes bit for bit."
     given = 0   # examples in the last batch
 
     def __init__(self,
         pairs: Pairs,
-        words: int,         # pieces per batch, padding included, over all devices
+        max_tokens: int,         # pieces per batch, padding included, over all devices
         seed: int = 0,      # of the order
         device="cpu",
         resident: bool = True,  # the pairs lie on `device`; False: on the host, and batches are sent ahead
         collectives: Collectives = Collectives(),
     ):
-        self.words, self.sizes = words, batch_sizes(pairs, words, collectives.devices)   # rows of a batch, by padded length
+        self.max_tokens, self.sizes = max_tokens, batch_sizes(pairs, max_tokens, collectives.devices)   # rows of a batch, by padded length
         super().__init__(pairs, self.sizes[-1], None, seed, device, 0, resident, collectives)
         bucket = torch.bucketize(pairs.length.cpu(), torch.tensor(pairs.lengths))
         self.bucket, self.lang = (pairs.by_id(t, fill=-1) for t in (bucket, pairs.lang.cpu()))   # [full] by id
@@ -164,7 +166,7 @@ class PairLoader(Loader):
     @property
     def remaining(self): return len(self.plan) - self.position
     @property
-    def told(self): return f"words = {self.words}, which is {self.batch_size} of the longest pairs"
+    def told(self): return f"max_tokens = {self.max_tokens}, which is {self.batch_size} of the longest pairs"
     def batches_per_epoch(self, n_ids: int | None = None):
         "Batches in an epoch over `n_ids` pairs, about; over all when None."
         return round((len(self.examples) if n_ids is None else n_ids) * np.mean(1 / np.array(self.sizes)))
@@ -205,13 +207,14 @@ class PairLoader(Loader):
         super().load_state_dict(state)
         self.plan, self.used = state["plan"].cpu().clone(), state["used"].cpu().clone()
 
-def batch_sizes(pairs: Pairs, words: int, devices: int = 1) -> list:
+@takes_old_names(words="max_tokens")
+def batch_sizes(pairs: Pairs, max_tokens: int, devices: int = 1) -> list:
     "Rows of a batch for each padded length. `ValueError` where that is none."
-    sizes = [words // n // devices * devices for n in pairs.lengths]
+    sizes = [max_tokens // n // devices * devices for n in pairs.lengths]
     if not sizes[-1]:
-        raise ValueError(f"words = {words}: must be at least {pairs.lengths[-1] * devices}, the {pairs.lengths[-1]} pieces of the longest sentence "
+        raise ValueError(f"max_tokens = {max_tokens}: must be at least {pairs.lengths[-1] * devices}, the {pairs.lengths[-1]} pieces of the longest sentence "
                          f"on each of {devices} device{'s' * (devices > 1)}")
-    if sizes[-1] > len(pairs): raise ValueError(f"words = {words}: must be at most {len(pairs) * pairs.lengths[-1]}, what the {len(pairs)} pairs fill")
+    if sizes[-1] > len(pairs): raise ValueError(f"max_tokens = {max_tokens}: must be at most {len(pairs) * pairs.lengths[-1]}, what the {len(pairs)} pairs fill")
     return sizes
 
 # %% ../nbs/10_translation.ipynb #cd71c649
@@ -314,6 +317,7 @@ def _extend(logits: Tensor, total: Tensor, done: Tensor) -> tuple:
     return best, at // logits.shape[1], at % logits.shape[1]
 
 # %% ../nbs/10_translation.ipynb #be4b56a1
+@takes_old_names(words="max_tokens")
 def translate(
     model: Seq2Seq,
     sources: list,       # sentences
@@ -321,18 +325,18 @@ def translate(
     target: sentencepiece.SentencePieceProcessor,
     limit: int = 200,    # pieces of a translation, at most
     beam: int = 5,       # 1: greedy search
-    words: int = 4000,   # source pieces per batch, times the beam
+    max_tokens: int = 4000,   # source pieces per batch, times the beam
     alpha: float = 1.0,  # of the length
 ) -> list:               # of sentences
     "Translations, in the order of the sources; sentences of like length are translated together. Warns of those that reach the limit."
-    check("positive", int, limit=limit, beam=beam, words=words)
+    check("positive", int, limit=limit, beam=beam, max_tokens=max_tokens)
     device = next(model.parameters()).device
     rows = [ids + [EOS] for ids in source.encode(list(sources))]
     order, out, at, cut = sorted(range(len(rows)), key=lambda i: len(rows[i])), [""] * len(rows), 0, 0
     while at < len(order):
-        most = words // (beam * len(rows[order[at]]))                        # if all were as short as the first
+        most = max_tokens // (beam * len(rows[order[at]]))                        # if all were as short as the first
         longest = len(rows[order[min(at + most, len(order) - 1)]])
-        ids = order[at:at + max(1, words // (beam * longest))]
+        ids = order[at:at + max(1, max_tokens // (beam * longest))]
         batch = _padded([rows[i] for i in ids], len(rows[ids[-1]])).long().to(device)
         found = beam_search(model, batch, limit, beam, alpha).tolist()
         found = [[p for p in row if p != PAD] for row in found]
@@ -370,21 +374,23 @@ def paired_bootstrap(
     return pd.DataFrame(rows, index=pd.Index(scores["System"], name="method"))
 
 # %% ../nbs/10_translation.ipynb #e2e20503
+@takes_old_names(grad_bound="clip_norm", words="max_tokens")
 @dataclass(frozen=True)
 class NMTRecipe(LoopRecipe):
     "How to train a translation model. `ValueError` for the first setting that is of a wrong type or out of range."
+    kind = "translation"   # of a run with it, as recipe.json names it
     steps: int = setting(600, "optimizer steps", "positive")
     lr: float = setting(1e-3, "learning rate of Adam", "positive")
-    warmup_steps: int = setting(0, "steps of linear warm-up, then the schedule", "natural")
+    warmup_steps: int = setting(0, "steps of linear warm-up, then the schedule", "natural", below="steps")
     schedule: str = setting("constant", "constant, cosine to 0, or step: times lr_drop at each milestone", ("constant", "cosine", "step"))
     weight_decay: float = setting(0.0, "L2 on all kernels (weights of two or more dimensions), before clipping", "natural")
-    grad_bound: float = setting(5.0, "clip the gradient to this global norm; 0: no clipping", "natural")
+    clip_norm: float = setting(5.0, "clip the gradient to this global norm; 0: no clipping", "natural")
     ema_decay: float = setting(0.0, "moving average of the weights, min(decay, (t+1)/(t+10)); 0: off", "share")
     dropout: float = setting(0.3, "dropout of embeddings and before the output", "share")
     source_vocab: int = setting(8000, "pieces of the source languages together", "positive")
     target_vocab: int = setting(8000, "pieces of the target language", "positive")
     max_length: int = setting(200, "training pairs with more pieces on a side are left out, and counted; 0: none", "natural")
-    words: int = setting(1500, "pieces per batch, padding included, over all devices", "positive")
+    max_tokens: int = setting(1500, "pieces per batch, padding included, over all devices", "positive")
     buckets: int = setting(4, "padded lengths, so shapes of a batch, at most", "positive")
     embed: int = setting(128, "width of the embeddings", "positive")
     hidden: int = setting(512, "units of each LSTM", "positive")
@@ -392,7 +398,7 @@ class NMTRecipe(LoopRecipe):
 
     def check(self, train: Pairs, devices: int) -> None:
         "`ValueError` unless a training split makes batches that the devices can share."
-        batch_sizes(train, self.words, devices)
+        batch_sizes(train, self.max_tokens, devices)
 
     def build(self, train: Pairs, seed: int = 0) -> Seq2Seq:
         "The network for a training split, with initial weights drawn from `seed`."
@@ -439,7 +445,7 @@ class Translation(Training):
     def make_prepare(self): return lambda x: x
 
     def make_loader(self, recipe, augment):
-        return PairLoader(self.data.train, recipe.words, self.seed, self.backend.device, self.resident(recipe), self.backend.collectives)
+        return PairLoader(self.data.train, recipe.max_tokens, self.seed, self.backend.device, self.resident(recipe), self.backend.collectives)
 
     def record(self, batch, logits, losses, weights):
         logits, label = logits.float(), batch.y[:, :, None]
@@ -479,16 +485,17 @@ class Translation(Training):
         loss = corpus_loss(model, getattr(d, split))
         return {"loss": loss, "perplexity": math.exp(min(loss, 100))} | translation_scores(found, corpus.target)
 
+@takes_old_names(words="max_tokens")
 @torch.no_grad()
 def corpus_loss(
     model: Seq2Seq,
     pairs: Pairs,
-    words: int = 4000,  # pieces per batch
+    max_tokens: int = 4000,  # pieces per batch
 ) -> float:             # nats per piece
     "Mean cross-entropy of all target pieces."
     device, total, pieces = next(model.parameters()).device, 0.0, 0
     with evaluating(model):
-        for at in pairs.length.argsort().split(max(1, words // pairs.lengths[-1])):
+        for at in pairs.length.argsort().split(max(1, max_tokens // pairs.lengths[-1])):
             length = int(pairs.length[at].max())
             x, y, _ = pairs.take(pairs.ids[at.cpu()]).to(device)
             n = (y != PAD).sum(1)

@@ -4,6 +4,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):
+    os.environ.setdefault(name, value)   # before anything imports PyTorch
+
 import pytest
 
 from longest import FILES, place

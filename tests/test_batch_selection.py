@@ -48,7 +48,7 @@ def test_a_training_against_one_that_takes_only_the_chosen_examples(data):
     opt = torch.optim.SGD(other.parameters(), 0.1, momentum=0.9)
     for b in bare_loop(sel, epochs=3):
         losses = F.cross_entropy(other(b.x), b.y, reduction="none")
-        order = sorted(range(len(b.y)), key=lambda i: float(losses[i]) - by_id[int(b.idx[i])], reverse=True)
+        order = sorted(range(len(b.y)), key=lambda i: losses[i].item() - by_id[int(b.idx[i])], reverse=True)
         opt.zero_grad()
         (sum(losses[i] for i in order[:16]) / 16).backward()
         opt.step()

@@ -31,7 +31,7 @@ from datasel_wb.checkpoints import Checkpoints
 from datasel_wb.trainer import fit
 from datasel_wb.weighting import SPCL
 
-RECIPE = NMTRecipe(steps=24, warmup_steps=3, lr=5e-3, dropout=0.2, source_vocab=300, target_vocab=60, embed=8, hidden=12, words=400, log_every=4,
+RECIPE = NMTRecipe(steps=24, warmup_steps=3, lr=5e-3, dropout=0.2, source_vocab=300, target_vocab=60, embed=8, hidden=12, max_tokens=400, log_every=4,
                    eval_every=12, save_every=8, beam=2)
 
 
@@ -234,10 +234,10 @@ def test_words_that_make_no_batch(text, devices):
     c = Two() if devices == 2 else Collectives()
     few, many = devices * longest - 1, n * longest + devices * longest
     assert PairLoader(text.train, few + 1, collectives=c).sizes[-1] == devices
-    with pytest.raises(ValueError, match=f"^words = {few}: must be at least {few + 1}, "): PairLoader(text.train, few, collectives=c)
-    with pytest.raises(ValueError, match=f"^words = {many}: must be at most {n * longest}, "): PairLoader(text.train, many, collectives=c)
+    with pytest.raises(ValueError, match=f"^max_tokens = {few}: must be at least {few + 1}, "): PairLoader(text.train, few, collectives=c)
+    with pytest.raises(ValueError, match=f"^max_tokens = {many}: must be at most {n * longest}, "): PairLoader(text.train, many, collectives=c)
     for words in (few, many):
-        with pytest.raises(ValueError, match=f"^words = {words}: "): replace(RECIPE, words=words).check(text.train, devices)
+        with pytest.raises(ValueError, match=f"^max_tokens = {words}: "): replace(RECIPE, max_tokens=words).check(text.train, devices)
 
 
 # ---- the model
@@ -346,7 +346,7 @@ def test_corpus_loss_is_the_mean_over_all_pieces(text, talker):
         y = text.dev.y[i][text.dev.y[i] != PAD].long()
         with torch.no_grad(): logp = talker(text.dev.take(torch.tensor([i])).x)[0].double().log_softmax(1)
         total, n = total - float(logp[torch.arange(len(y)), y].sum()), n + len(y)
-    assert corpus_loss(talker, text.dev, words=200) == pytest.approx(total / n, rel=1e-5) == corpus_loss(talker, text.dev)
+    assert corpus_loss(talker, text.dev, max_tokens=200) == pytest.approx(total / n, rel=1e-5) == corpus_loss(talker, text.dev)
 
 
 # ---- search
@@ -430,7 +430,7 @@ def test_translations_keep_their_order(text, talker, corpus):
     assert len(whole) == len(sources) and whole[-1] == whole[0] and len(set(whole)) > 10
     turn = torch.randperm(len(sources), generator=seeded(0, "turn")).tolist()
     assert run([sources[i] for i in turn]) == [whole[i] for i in turn]
-    for words in (1, 60, 300): assert run(sources, words=words) == whole
+    for words in (1, 60, 300): assert run(sources, max_tokens=words) == whole
     assert run(sources[:1]) == whole[:1] and run([]) == [] and run(tuple(sources)) == whole
     assert all(isinstance(t, str) for t in run(["", "~"], beam=1))
 
@@ -985,7 +985,7 @@ def test_label_smoothing_and_averages_reach_the_training(text):
     (lambda: LanguageDDS("az", averages=(0.5,)), "averages = "), (lambda: LanguageDDS("az", averages=(-0.5, 0.5)), "averages = "),
     (lambda: LanguageDDS("az", averages=(0.5, 0.0)), "averages = "), (lambda: LanguageDDS("az", averages=(0.5, float("nan"))), "averages = "),
     (lambda: NMTRecipe(source_vocab=0), "source_vocab = 0: must be above 0"), (lambda: NMTRecipe(target_vocab=-8), "target_vocab = -8: must be above 0"),
-    (lambda: NMTRecipe(max_length=-1), "max_length = -1: must be 0 or more"), (lambda: NMTRecipe(words=0), "words = 0: must be above 0"),
+    (lambda: NMTRecipe(max_length=-1), "max_length = -1: must be 0 or more"), (lambda: NMTRecipe(max_tokens=0), "max_tokens = 0: must be above 0"),
     (lambda: NMTRecipe(buckets=0), "buckets = 0: must be above 0"), (lambda: NMTRecipe(embed=0), "embed = 0: must be above 0"),
     (lambda: NMTRecipe(hidden=1.5), "hidden = 1.5: must be of type int"), (lambda: NMTRecipe(beam=0), "beam = 0: must be above 0"),
     (lambda: NMTRecipe(dropout=1.0), r"dropout = 1.0: must lie in [0, 1)"), (lambda: NMTRecipe(schedule="linear"), "schedule = 'linear': must be one of"),

@@ -188,7 +188,7 @@ def test_dds_on_xla(execute):
     ("run_nmt", dict(target_vocab=500), "target_vocab = 500: must be at most"),
     ("run_nmt", dict(lang="tr"), "related: related = '': must name the relative of 'tr', one of az, be, "),
     ("run_nmt", dict(languages="az,ru", source_vocab=100), "related: related = 'tr': must name the relative of 'az', one of ru; or leave"),
-    ("run_nmt", dict(words=20), "words = 20: must be at least"),
+    ("run_nmt", dict(max_tokens=20), "max_tokens = 20: must be at least"),
 ])
 def test_bad_input_stops_before_training(execute, name, given, text):
     with pytest.raises(papermill.PapermillExecutionError, match=re.escape(text)): execute(name, **given)

@@ -167,7 +167,7 @@ def test_every_score_can_be_swept_from_its_easy_end(data):
     passes = training.selector.task.passes
     table = scores_of(training, SCORES)
     assert set(SCORES) <= set(table) and training.selector.task.passes == passes + 2 * len(data.train)   # two passes at the end
-    final = torch.tensor(table["loss_mean"].to_numpy())
+    final = training.data.train.by_id(torch.tensor(table["loss_mean"].to_numpy()))
     for name in SCORES:
         order = order_of(table, name)
         half = len(order) // 2

@@ -25,7 +25,7 @@ from datasel_wb.examples import Loader
 from datasel_wb.images import Augment
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
-from datasel_wb.backends import BACKENDS, Eager, step_where
+from datasel_wb.backends import BACKENDS, Eager, fastest_threads, step_where
 from datasel_wb.checkpoints import Checkpoints, snapshot
 from datasel_wb.loop import Recipe, Training
 from datasel_wb.trainer import fit, saved_model
@@ -45,7 +45,7 @@ def same(a, b):
 
 def test_uniform_equals_a_hand_written_loop(digits):
     "torch.optim.SGD with its own weight decay, F.cross_entropy with its own mean, 50 steps, augmentation on: bit for bit."
-    recipe = replace(RECIPE, steps=50, grad_bound=0.0, dropout=0.1)
+    recipe = replace(RECIPE, steps=50, clip_norm=0.0, dropout=0.1)
     augment = Augment(crop=1, mean=digits.train.mean, std=digits.train.std)
     training = Training(recipe, digits, augment=augment, seed=3)
     with training.backend.own_random_state(3):
@@ -176,6 +176,37 @@ def test_full_disk_at_the_end_of_a_fit(tmp_path, digits, small_files, monkeypatc
     monkeypatch.setattr(Training, "step", failing)
     with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match="cannot save step-00000015.pt"):
         fit(RECIPE, digits, folder=tmp_path / "both")
+
+
+FILLS = """
+import errno, resource, sys, torch
+from datasel_wb.checkpoints import Checkpoints
+saved, done, failed = Checkpoints(sys.argv[1], keep=50), [], 0
+for step in range(1, 60):                                    # until the disk is full, and on
+    if sys.argv[2:] and step == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        saved.save({"step": step, "w": torch.zeros(5_000 if failed < 3 else 100)}, step)
+        saved.wait()
+    except OSError as e:
+        failed += e.errno in (errno.ENOSPC, errno.EFBIG)
+        there = Checkpoints(sys.argv[1], write=False)
+        assert [e["step"] for e in there.manifest["saved"]] == done and all(there.read(e)["step"] == e["step"] for e in there.manifest["saved"])
+    else: done.append(step)
+print(failed, len(done), Checkpoints(sys.argv[1]).load()["step"] == done[-1])
+"""
+
+
+@pytest.mark.parametrize("size", [200, 230])
+def test_a_disk_that_is_really_full(tmp_path, size):
+    "A small file system of its own: whatever could not be written, file or manifest, nothing that was saved is lost."
+    inside = f'mount -t tmpfs -o size={size}k none {tmp_path} && exec {sys.executable} -c "$1" {tmp_path}'
+    command = ["unshare", "-rm", "sh", "-c", inside, "sh", FILLS]
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        command = [sys.executable, "-c", FILLS, tmp_path, "limit"]           # nothing may be mounted here: files of a limited size
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    failed, kept, last = done.stdout.split()
+    assert int(failed) >= 3 and int(kept) >= 3 and last == "True", done.stdout
 
 
 def test_the_state_is_that_of_the_call(tmp_path, monkeypatch):
@@ -408,6 +439,97 @@ def test_truncated_checkpoint_falls_back_and_says_so(tmp_path, digits):
     with pytest.raises(ValueError, match="damaged.*to start anew"): fit(RECIPE, digits, folder=tmp_path)
 
 
+def broken(data, how):
+    "Bytes of a manifest that is damaged in some way."
+    return {"empty": b"", "truncated": data[:len(data) // 2], "no JSON": b"<html>", "no manifest": b"[1, 2]", "no list": b"{}",
+            "no checksums": data.replace(b"sha256", b"md5")}[how]
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "no JSON", "no manifest", "no list", "no checksums"])
+def test_a_damaged_manifest_loses_nothing(tmp_path, digits, how):
+    whole = fit(RECIPE, digits, folder=tmp_path / "whole")
+    fit(replace(RECIPE, keep=1), digits, folder=tmp_path / "a")
+    manifest = tmp_path / "a" / "checkpoints" / "checkpoints.json"
+    before = Checkpoints(manifest.parent, write=False).manifest
+    for name in ("examples.parquet", "metrics.parquet"): (tmp_path / "a" / name).unlink()
+    manifest.write_bytes(broken(manifest.read_bytes(), how))
+    (manifest.parent / "step-00000099.pt").write_bytes(b"half a checkpo")
+    with pytest.warns(UserWarning, match="checkpoints.json cannot be read .*; the checkpoints beside it can: steps .*60"):
+        found = Checkpoints(manifest.parent, keep=1)
+    assert found.manifest["saved"] == before["saved"] and found.manifest["best"] == before["best"]
+    with pytest.warns(UserWarning, match="cannot be read"): assert saved_model(tmp_path / "a", RECIPE, digits.train)
+    with pytest.warns(UserWarning, match="cannot be read"): again = fit(replace(RECIPE, keep=1), digits, folder=tmp_path / "a")
+    assert again.steps_done == 60 and same(whole.model.parameters(), again.model.parameters())
+    for f in manifest.parent.glob("step-*.pt"): f.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"^[^\n]*checkpoints.json cannot be read \(\w+\), and no checkpoint beside it can; delete [^\n]* to start anew$"):
+        fit(RECIPE, digits, folder=tmp_path / "a")
+
+
+def test_after_a_damaged_manifest_the_list_is_written_again(tmp_path):
+    saved = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2): saved.save({"step": step}, step)
+    saved.wait()
+    (tmp_path / "checkpoints.json").write_text("no JSON")
+    with pytest.warns(UserWarning, match="steps 1, 2$"): again = Checkpoints(tmp_path, keep=2)
+    again.save({"step": 3}, 3)
+    again.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [e["step"] for e in Checkpoints(tmp_path).manifest["saved"]] == [2, 3]
+
+
+# --- what network a checkpoint is of
+
+def own(act=torch.nn.ReLU, dropout=0.1):
+    "A network of one's own; as initialised by seed 0."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), act(), torch.nn.Dropout(dropout), torch.nn.Linear(32, 10))
+
+
+def test_a_checkpoint_knows_the_network_of_ones_own(tmp_path, digits):
+    recipe = replace(RECIPE, steps=15)
+    kept = fit(recipe, digits, folder=tmp_path, model=own())
+    identity = Checkpoints(tmp_path / "checkpoints").load()["identity"]
+    assert identity["model"] == "Sequential" and "ReLU" in identity["structure"]
+    assert fit(recipe, digits, folder=tmp_path, model=own()).examples_seen == kept.examples_seen
+    with pytest.raises(ValueError, match=r"another training; 2: ReLU\(\) there, 2: Tanh\(\) here"): fit(recipe, digits, folder=tmp_path, model=own(torch.nn.Tanh))
+    with pytest.raises(ValueError, match=r"3: Dropout\(p=0.1, inplace=False\) there, 3: Dropout\(p=0.5"): fit(recipe, digits, folder=tmp_path, model=own(dropout=0.5))
+    with pytest.raises(ValueError, match="model: 'Sequential' there, 'tiny_cnn' here"): fit(recipe, digits, folder=tmp_path)
+
+
+def test_saved_model_of_a_network_of_ones_own(tmp_path, digits):
+    kept, mine = fit(replace(RECIPE, steps=15), digits, folder=tmp_path, model=own()), own()
+    found = saved_model(tmp_path, model=mine)
+    assert same(found.parameters(), kept.ema.model.parameters()) and same(mine.parameters(), own().parameters())   # mine stays as it is
+    with pytest.raises(ValueError, match=r"of another model than Sequential; 2: ReLU\(\) there, 2: Tanh\(\) here"): saved_model(tmp_path, model=own(torch.nn.Tanh))
+    with pytest.raises(ValueError, match="of another model than tiny_cnn; body.0.0.weight is missing there"): saved_model(tmp_path, RECIPE, digits.train)
+    with pytest.raises(ValueError, match="model = None: must be given, or else recipe and train"): saved_model(tmp_path)
+
+
+def test_checkpoints_of_the_version_before_go_on(tmp_path, digits):
+    "Without a structure, and with old names of settings."
+    recipe = replace(RECIPE, steps=30)
+    whole = fit(recipe, digits, folder=tmp_path / "whole")
+    saved = Checkpoints(tmp_path / "old" / "checkpoints")
+    state = Checkpoints(tmp_path / "whole" / "checkpoints").read(Checkpoints(tmp_path / "whole" / "checkpoints").manifest["saved"][0])
+    identity = {("grad_bound" if k == "clip_norm" else k): v for k, v in state["identity"].items() if k != "structure"}
+    saved.save(state | {"identity": identity}, state["step"])
+    saved.wait()
+    assert state["step"] == 15
+    assert same(whole.model.parameters(), fit(recipe, digits, folder=tmp_path / "old").model.parameters())
+
+
+def test_another_scorer_network_is_another_method(tmp_path, digits):
+    "Same settings, other layers."
+    recipe = replace(RECIPE, steps=15)
+    def dds(act, clip=5.0): return DDS(Scorer(torch.nn.Sequential(*list(own(act))[:4]), 32, 10, "x", clip))
+    fit(recipe, digits, dds(torch.nn.ReLU), folder=tmp_path)
+    fit(recipe, digits, dds(torch.nn.ReLU), folder=tmp_path)
+    for other in (dds(torch.nn.Tanh), dds(torch.nn.ReLU, clip=4.0)):
+        with pytest.raises(ValueError, match="made_with: .*'scorer'"): fit(recipe, digits, other, folder=tmp_path)
+
+
 def test_killed_after_the_last_checkpoint_still_writes_its_examples(tmp_path, digits):
     fit(RECIPE, digits, folder=tmp_path)
     table = pd.read_parquet(tmp_path / "examples.parquet")
@@ -527,3 +649,99 @@ def test_trace(tmp_path, digits):
     trace = json.loads(next((tmp_path / "tb").glob("*.pt.trace.json")).read_text())
     assert sum("conv2d" in e["name"] for e in trace["traceEvents"] if e.get("cat") == "cpu_op") >= 9    # three layers in three steps
     assert same(fit(replace(RECIPE, steps=20), digits).model.parameters(), traced.model.parameters())
+
+
+# --- threads
+
+def everything(training):
+    "The whole state as one list of tensors, and the user's random state."
+    found = []
+    def visit(v):
+        if isinstance(v, torch.Tensor): found.append(v.double().nan_to_num(nan=-7.0))   # NaN: never presented
+        elif isinstance(v, dict): [visit(v[k]) for k in v]
+        elif isinstance(v, (list, tuple)): [visit(x) for x in v]
+    visit(training.state())
+    return [*found, torch.get_rng_state()]
+
+
+def test_timing_changes_nothing(digits):
+    "Of the model, its generators, its records, and the user's random state; dropout and batch norm in the network."
+    training = Training(replace(RECIPE, dropout=0.3, history=3), digits, augment=Augment(crop=1, mean=digits.train.mean, std=digits.train.std))
+    for _ in range(3): training.step()
+    before, grads, global_threads = everything(training), [p.grad.clone() for p in training.params], torch.get_num_threads()
+    assert 1 <= fastest_threads(training.trial(), 2) <= 2
+    assert same(before, everything(training)) and torch.get_num_threads() == global_threads
+    assert same(grads, [p.grad for p in training.params])
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_training_has_its_threads_and_gives_them_back(digits, monkeypatch, two_threads):
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: run() or 1)
+    seen, step = [], Training.step
+    def counting(self):
+        seen.append(torch.get_num_threads())
+        step(self)
+        if self.recipe.threads == 1 and self.steps_done == 3: raise ZeroDivisionError
+    monkeypatch.setattr(Training, "step", counting)
+    found = fit(replace(RECIPE, steps=15), digits)
+    assert set(seen) == {1} and found.threads == 1 and torch.get_num_threads() == 2
+    log = found.log.frame()
+    assert log[log.name == "threads"].value.eq(1).all() and len(log[log.name == "threads"]) == len(log[log.name == "lr"])
+    seen.clear()
+    assert fit(replace(RECIPE, steps=15, threads=2), digits).threads == 2 and set(seen) == {2}
+    seen.clear()
+    with pytest.raises(ZeroDivisionError): fit(replace(RECIPE, steps=15, threads=1), digits)
+    assert set(seen) == {1} and torch.get_num_threads() == 2
+
+
+def test_a_resume_keeps_the_threads(tmp_path, digits, monkeypatch, two_threads):
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: 1)
+    step = Training.step
+    def failing(self):
+        if self.steps_done == 20: raise ZeroDivisionError
+        step(self)
+    monkeypatch.setattr(Training, "step", failing)
+    with pytest.raises(ZeroDivisionError): fit(RECIPE, digits, folder=tmp_path)
+    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: pytest.fail("timed again"))
+    assert fit(RECIPE, digits, folder=tmp_path).threads == 1
+    assert fit(replace(RECIPE, threads=2), digits, folder=tmp_path).steps_done == 60     # no part of what a training is
+
+
+def test_the_number_of_threads_of_one_network_is_one(digits, monkeypatch, two_threads):
+    "Timed once in a process, so that paired trainings have the same."
+    timed = []
+    monkeypatch.setattr("datasel_wb.trainer.FOUND", {})
+    monkeypatch.setattr("datasel_wb.trainer.fastest_threads", lambda run, most: timed.append(most) or 2)
+    for seed in (0, 1): assert fit(replace(RECIPE, steps=10, warmup_steps=1), digits, seed=seed).threads == 2
+    assert timed == [2]
+    fit(replace(RECIPE, steps=10, warmup_steps=1, batch_size=32), digits)
+    assert timed == [2, 2]
+
+
+@pytest.mark.parametrize("times, most, best", [
+    ({1: 1.0, 2: 0.95, 4: 0.94}, 4, 1),      # not worth it
+    ({1: 1.0, 2: 5.0}, 8, 1),                # threads that wait for each other: no more are tried
+    ({1: 1.0, 2: 0.6, 3: 0.5}, 3, 3),        # no power of two
+    ({1: 1.0}, 1, 1),
+])
+def test_fewer_threads_unless_more_save_a_tenth(times, most, best):
+    before = torch.get_num_threads()
+    assert fastest_threads(None, most, lambda step: times[torch.get_num_threads()]) == best and torch.get_num_threads() == before
+
+
+def test_a_failing_trial_gives_the_threads_back():
+    before = torch.get_num_threads()
+    def fails(): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError): fastest_threads(fails, before + 1)
+    assert torch.get_num_threads() == before

@@ -377,6 +377,13 @@ def test_sigma_panels_and_bands_follow_what_was_logged(groups, titles):
                for p in spec["hconcat"] for layer in p["layer"][:2])
 
 
+def test_sigma_of_classes():
+    "As the method logs them, by either word."
+    rows = make_sigma(which="cls")
+    for word in ("class", "cls"): assert "one per class" in charts.sigma(rows, word).to_dict()["title"]["text"]
+    assert charts.sigma(rows, "class").to_dict() == charts.sigma(rows, "cls").to_dict()
+
+
 def test_ticks_of_a_log_axis():
     assert charts.log_ticks((0.3, 12)) == [0.5, 1, 2, 5, 10] and charts.log_ticks((0.9, 1.1)) is None
     assert charts.log_ticks((0.005, 20)) == [0.01, 0.1, 1, 10] and charts.log_ticks((0.9e-9, 2)) == [1e-9, 1e-7, 1e-5, 1e-3, 0.1]
@@ -540,7 +547,7 @@ ERRORS = {
     "labels: no example of the classes": lambda r: pictures.data_picture(r["images"], r["labels"] + 50, list("abc")),
     "results lacks 'std'": lambda r: result_charts.comparison(r["results"].drop(columns="std")),
     "x = 'seconds': must be one of step, epoch": lambda r: charts.sigma(r["sigma"], x="seconds"),
-    "which = 'class': metrics has sigma of inst": lambda r: charts.sigma(r["sigma"], "class"),
+    "which = 'cls': metrics has sigma of inst": lambda r: charts.sigma(r["sigma"], "class"),
     "which = 'inst': metrics has no sigma/…, but weight/clean": lambda r: charts.sigma(r["metrics"]),
     "split = 'train': metrics has test": lambda r: charts.sigma(r["metrics"].query("split == 'test'")),
     "seed = 7: metrics has 0, 1": lambda r: charts.sigma(r["sigma"], seed=7),
