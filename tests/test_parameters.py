@@ -1,7 +1,4 @@
-"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it.
-
-    python tests/test_parameters.py    # writes parameters.json; as `make parameters` does
-"""
+"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it."""
 import base64
 import json
 import subprocess
@@ -12,9 +9,10 @@ import click
 import pytest
 from papermill.cli import _resolve_type, papermill
 
+from datasel_wb import runs
 from datasel_wb.command import FILE, TAKES, check_command, parameters, passive, project_root, read_command, typed
 from datasel_wb.experiments import EXPERIMENTS, described
-from datasel_wb.settings import check_values
+from datasel_wb.settings import check_values, describe, known_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", "ipykernel", "datasel_wb.core", "datasel_wb.runs")
@@ -22,7 +20,10 @@ LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_file_is_what_the_classes_say(name):
-    assert json.loads(FILE.read_text())[name] == described(name)
+    e = EXPERIMENTS[name]
+    said = json.loads(json.dumps(describe(known_settings(runs.RunRecipe, *e.parts().values()), e.recipes(), e.published)))
+    assert json.loads(FILE.read_text())[name] == said, "run make parameters"
+    assert FILE.read_text() == described()
 
 
 def test_nothing_large_is_imported_before_the_check():
