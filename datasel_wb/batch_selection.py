@@ -37,7 +37,7 @@ class RHOLoss(Selector):
     "Learn from the share `keep` of each batch with the highest loss minus the loss of a model of other data."
     suspicious, host, stored = ("irreducible_loss",), ("setup_seconds",), True
     def __init__(self,
-        holdout: nn.Module | Tensor,   # a model trained on other data, or its losses [n] of the training set
+        holdout: nn.Module | Tensor,   # a model trained on other data, or its losses by id, [n]
         keep: float = 0.1,             # n_b / n_B, in (0, 1]
     ):
         super().__init__()
@@ -51,13 +51,14 @@ class RHOLoss(Selector):
         began = time.perf_counter()
         losses = self.losses if self.holdout is None else self.measure(task)
         if losses.shape != (task.n,) or not losses.cpu()[task.ids].isfinite().all():
-            raise ValueError(f"holdout: must give each of the {task.n} training examples a finite loss; has the shape {tuple(losses.shape)}")
-        self.register_buffer("irreducible", losses.to(task.device).clone())
+            raise ValueError(f"holdout: must give each of the {len(task.ids)} training examples a finite loss, by id of {task.n}; "
+                             f"has the shape {tuple(losses.shape)}")
+        self.register_buffer("irreducible", task.only_present(losses.to(task.device)).clone())
         if self.holdout is not None: self.setup_seconds = time.perf_counter() - began
         self.holdout = None   # its losses are all that is needed
 
     def measure(self, task) -> Tensor:
-        "The holdout model's losses of the training set, [n]."
+        "The holdout model's losses of the training set, by id, [n]."
         holdout = self.holdout.to(task.device)
         def losses(b):
             with task.autocast(): return task.loss_fn(holdout(b.x), b.y)

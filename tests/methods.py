@@ -1,4 +1,4 @@
-"""Every declared method as the tests make it, for a training set of 1,047 digits."""
+"""Every declared method as the tests make it, for a training set of 1,047 digits, ids 250 to 1,296."""
 from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.registry import trials
 

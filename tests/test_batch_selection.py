@@ -43,12 +43,12 @@ def test_a_training_against_one_that_takes_only_the_chosen_examples(data):
     other = copy.deepcopy(model)
     def prepare(x, *_): return (x.double() / 255 - torch.tensor(data.train.mean).double()[:, None, None]) / torch.tensor(data.train.std).double()[:, None, None]
     sel = RHOLoss(holdout, keep=0.25).bind(Task(model, data.train, prepare=prepare))
-    known = dict(zip(data.train.ids.tolist(), irreducible))
     assert sel.irreducible[data.train.ids].tolist() == pytest.approx(irreducible, rel=1e-12) and sel.task.passes == 300 and sel.holdout is None
+    by_id = dict(zip(data.train.ids.tolist(), irreducible))
     opt = torch.optim.SGD(other.parameters(), 0.1, momentum=0.9)
     for b in bare_loop(sel, epochs=3):
         losses = F.cross_entropy(other(b.x), b.y, reduction="none")
-        order = sorted(range(len(b.y)), key=lambda i: float(losses[i]) - known[int(b.idx[i])], reverse=True)
+        order = sorted(range(len(b.y)), key=lambda i: losses[i].item() - by_id[int(b.idx[i])], reverse=True)
         opt.zero_grad()
         (sum(losses[i] for i in order[:16]) / 16).backward()
         opt.step()
@@ -68,7 +68,7 @@ def test_in_a_comparison(data, tmp_path):
     r = runs.record("rho-loss", training, holdout)
     assert r["examples"] == 3 * 6 * 50 + 300 + 3 * 50 and r["pretrain_seconds"] > holdout.seconds
     again, _ = train_method("rho-loss", run, data, 0, tmp_path)                             # from its checkpoint
-    assert torch.equal(again.selector.irreducible[data.train.ids], training.selector.irreducible[data.train.ids]) and again.steps_done == 18
+    assert torch.equal(*(t.selector.irreducible[data.train.ids] for t in (again, training))) and again.steps_done == 18
 
 
 @pytest.mark.parametrize("make, text", [

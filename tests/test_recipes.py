@@ -167,13 +167,13 @@ def test_every_score_can_be_swept_from_its_easy_end(data):
     passes = training.selector.task.passes
     table = scores_of(training, SCORES)
     assert set(SCORES) <= set(table) and training.selector.task.passes == passes + 2 * len(data.train)   # two passes at the end
-    final = table.set_index("id")["loss_mean"]
+    final = training.data.train.by_id(torch.tensor(table["loss_mean"].to_numpy()))
     for name in SCORES:
         order = order_of(table, name)
         half = len(order) // 2
         assert sorted(order.tolist()) == table.id.tolist(), name
         if name == "confidence_spread": continue                   # small at both ends
-        assert final[order[:half].numpy()].mean() < final[order[half:].numpy()].mean(), name
+        assert final[order[:half]].mean() < final[order[half:]].mean(), name
     with pytest.raises(ValueError, match="NaN for 1 of 400 examples, the first of them id 67"):
         order_of(table.assign(el2n=table.el2n.where(table.id != 67)), "el2n")
 
