@@ -51,8 +51,9 @@ class RHOLoss(Selector):
         began = time.perf_counter()
         losses = self.losses if self.holdout is None else self.measure(task)
         if losses.shape != (task.n,) or not losses.cpu()[task.ids].isfinite().all():
-            raise ValueError(f"holdout: must give each of the {len(task.ids)} training examples a finite loss, by id of {task.n}; "
-                             f"has the shape {tuple(losses.shape)}")
+            raise ValueError(
+                f"holdout: must give each of the {len(task.ids)} training examples a finite loss, by id of {task.n}; "
+                f"has the shape {tuple(losses.shape)}")
         self.register_buffer("irreducible", task.only_present(losses.to(task.device)).clone())
         if self.holdout is not None: self.setup_seconds = time.perf_counter() - began
         self.holdout = None   # its losses are all that is needed
@@ -78,9 +79,11 @@ class RHOSettings:
     def __post_init__(self): check_settings(self)
 
 def _held_out(data: Splits) -> Splits:
-    if data.dev is None or not len(data.dev): raise ValueError("dev_size = 0: a holdout model needs held-out examples; must be above 0")
+    if data.dev is None or not len(data.dev):
+        raise ValueError("dev_size = 0: a holdout model needs held-out examples; must be above 0")
     return Splits(data.dev, None, data.test)
 
+# %% ../nbs/07_batch_selection.ipynb #259d8b7a
 def _of_fewer(recipe, s, context):
     "The recipe for the held-out examples: a batch that they fill, the warm-up's share of the steps."
     n, devices = len(context.data.dev), context.devices
@@ -91,8 +94,10 @@ def _of_fewer(recipe, s, context):
 declare_stage("holdout", lambda s, context: Uniform(), split=_held_out, recipe=_of_fewer,
               card="The comparison's network, trained on the held-out examples alone.")
 
-declare("rho-loss", lambda s, context: RHOLoss(context.earlier["holdout"].ema.model, s.rho_keep), settings=RHOSettings, after=("holdout",),
-        trials={"rho-loss": lambda: RHOLoss(torch.linspace(0, 2, 1297), keep=0.25),
+declare("rho-loss", lambda s, context: RHOLoss(context.earlier["holdout"].ema.model, s.rho_keep), settings=RHOSettings,
+        after=("holdout",), trials={"rho-loss": lambda: RHOLoss(torch.linspace(0, 2, 1297), keep=0.25),
                 "rho-loss, holdout model": lambda: RHOLoss(make_model("tiny_cnn", 10, 1, seed=1), keep=0.25)},
-        card="Of each batch learns from the examples with the highest loss minus the loss of a model of the held-out data: not yet learnt, but "
-             "learnable. It looks at the whole batch and learns from a tenth; the holdout model is a training before, and one pass.")
+        card="Of each batch learns from the examples with the highest loss minus the loss of a model of the held-out "
+        "data: not yet learnt, but "
+             "learnable. It looks at the whole batch and learns from a tenth; the holdout model is a training before, "
+             "and one pass.")

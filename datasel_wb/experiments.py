@@ -33,10 +33,12 @@ class Experiment:
         return found(self.book)
 
     def parts(self, outside: bool = True) -> dict:   # whether methods of other packages count
-        "Part -> settings dataclass, as `runs.resolve` takes them. `ValueError` when two of them mean different things by one name."
-        parts = {k: found(name) for k, name in (dict(data="datasets.DataRecipe", train="loop.Recipe") | self.own).items()}
+        "Part -> settings dataclass, as `runs.resolve` takes them. `ValueError` when two mean different things by one name."
+        parts = {k: found(name)
+                 for k, name in (dict(data="datasets.DataRecipe", train="loop.Recipe") | self.own).items()}
         if self.methods:
-            known = [m for m in declared(self.methods).values() if m.settings and (outside or of_the_package(m.settings))]
+            known = [m for m in declared(self.methods).values()
+                     if m.settings and (outside or of_the_package(m.settings))]
             kinds = dict.fromkeys(m.settings for m in known)
             for c in kinds:   # of a class and one that adds to it, the second has both
                 if any(c is not d and issubclass(d, c) for d in (*kinds, *parts.values())): continue
@@ -44,6 +46,7 @@ class Experiment:
         check_agreement((runs.RunRecipe, *parts.values()))
         return parts
 
+# %% ../nbs/11_experiments.ipynb #c212201c
 def found(name: str):
     "What `room.name` stands for; the room is imported now."
     room, _, name = name.partition(".")
@@ -55,10 +58,13 @@ def of_the_package(c: type) -> bool:
 
 EXPERIMENTS = {
     "run_dds": Experiment("recipes.DDS_RECIPES", "cifar10-wrn28-10", dict(dds="scorer.DDSRecipe")),
-    "run_data_parameters": Experiment("recipes.DATA_PARAMETERS_RECIPES", "cifar100-wrn28-10", dict(dp="weighting.DataParametersRecipe")),
-    "run_forgetting": Experiment("recipes.FORGETTING_RECIPES", "cifar10-resnet18", dict(removal="recipes.RemovalRecipe")),
+    "run_data_parameters": Experiment("recipes.DATA_PARAMETERS_RECIPES", "cifar100-wrn28-10",
+                                      dict(dp="weighting.DataParametersRecipe")),
+    "run_forgetting": Experiment("recipes.FORGETTING_RECIPES", "cifar10-resnet18",
+                                 dict(removal="recipes.RemovalRecipe")),
     "run_dynams": Experiment("recipes.DYNAMS_RECIPES", "cifar10-resnet18", dict(dynams="selectors.DynaMSRecipe")),
-    "run_compare": Experiment("recipes.COMPARE_RECIPES", "cifar10-10k", dict(compare="recipes.CompareRecipe"), "images"),
+    "run_compare": Experiment("recipes.COMPARE_RECIPES", "cifar10-10k",
+                              dict(compare="recipes.CompareRecipe"), "images"),
     "run_nmt": Experiment("language_recipes.NMT_RECIPES", "quick", dict(
         data="corpus.CorpusRecipe", train="translation.NMTRecipe", languages="mixtures.LanguageRecipe")),
 }
@@ -79,7 +85,8 @@ def check_agreement(
             other, there = seen.setdefault(f.name, (c, mine := _meaning(f, hints)))
             for k in mine:
                 if mine[k] != there[k]:
-                    raise ValueError(f"{f.name}: {c.__name__} declares it with the {k} {mine[k]!r}, {other.__name__} with {there[k]!r}; "
+                    raise ValueError(f"{f.name}: {c.__name__} declares it with the {k} {mine[k]!r}, "
+                                     f"{other.__name__} with {there[k]!r}; "
                                      "one name must mean one thing")
 
 # %% ../nbs/11_experiments.ipynb #fafb0e06
@@ -104,7 +111,8 @@ def parameter_cell(
             if f.name in there: continue
             there.add(f.name)
             kind = next((k for k in get_args(hints[f.name]) if k is not type(None)), hints[f.name]).__name__
-            lines.append(f"{f.name}: {kind} = {chr(34) + f.default + chr(34) if f.name == 'recipe' else None}  # {f.metadata['doc']}")
+            lines.append(f"{f.name}: {kind} = {chr(34) + f.default + chr(34) if f.name == 'recipe' else None}  # "
+                         f"{f.metadata['doc']}")
     return "\n".join(lines)
 
 # %% ../nbs/11_experiments.ipynb #095cf9dc
@@ -128,7 +136,8 @@ def differing(
 def described() -> str:
     "What the papermill command knows of all experiments, as JSON."
     def known(e): return known_settings(runs.RunRecipe, *e.parts(outside=False).values())
-    return json.dumps({name: describe(known(e), e.recipes(), e.published) for name, e in EXPERIMENTS.items()}, indent=1) + "\n"
+    return (json.dumps({name: describe(known(e), e.recipes(), e.published) for name, e in EXPERIMENTS.items()},
+                       indent=1) + "\n")
 
 def main(argv: list) -> int:
     "Write the parameter cells and what the command knows, or with `--check` say what differs; returns the exit status."

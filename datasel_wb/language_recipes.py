@@ -22,22 +22,27 @@ if TYPE_CHECKING: import pandas as pd
 # %% ../nbs/11_language_recipes.ipynb #20e82214
 NMT_RECIPES = {
     "ted": dict(
-        corpus="./ted", lang="aze", target="eng", low=0, high=0, dev_size=0, test_size=0, source_vocab=8000, target_vocab=8000, max_length=200,
-        buckets=16, embed=128, hidden=512, dropout=0.3, max_tokens=1500, lr=1e-3, steps=200_000, beam=5, block=20_000, updates=100, language_lr=1e-4,
-        language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50, eval_every=2500, save_every=2500, seeds=4),
+        corpus="./ted", lang="aze", target="eng", low=0, high=0, dev_size=0, test_size=0, source_vocab=8000,
+        target_vocab=8000, max_length=200, buckets=16, embed=128, hidden=512, dropout=0.3, max_tokens=1500, lr=1e-3,
+        steps=200_000, beam=5, block=20_000, updates=100, language_lr=1e-4,
+        language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50, eval_every=2500,
+        save_every=2500, seeds=4),
     "multi30k": dict(
-        corpus="multi30k", lang="cs", related="de", low=2000, high=12_000, overlap=0.5, dev_size=300, test_size=0, source_vocab=4000,
-        target_vocab=2000, max_length=40, buckets=5, embed=64, hidden=128, dropout=0.2, max_tokens=1000, lr=3e-3, warmup_steps=50, schedule="cosine",
-        steps=1000, beam=5, block=4000, tau=0.1, language_lr=3e-4, updates=100, alpha1=0.9, alpha2=0.1, gradient_batches=4, log_every=50,
-        eval_every=250, save_every=500, seeds=3),
+        corpus="multi30k", lang="cs", related="de", low=2000, high=12_000, overlap=0.5, dev_size=300, test_size=0,
+        source_vocab=4000, target_vocab=2000, max_length=40, buckets=5, embed=64, hidden=128, dropout=0.2,
+        max_tokens=1000, lr=3e-3, warmup_steps=50, schedule="cosine",
+        steps=1000, beam=5, block=4000, tau=0.1, language_lr=3e-4, updates=100, alpha1=0.9, alpha2=0.1,
+        gradient_batches=4, log_every=50, eval_every=250, save_every=500, seeds=3),
     "quick": dict(
-        corpus="numbers", lang="az", low=50, high=2000, overlap=0.5, dev_size=100, test_size=300, source_vocab=400, target_vocab=60,
-        max_length=40, embed=32, hidden=64, dropout=0.1, max_tokens=1000, lr=3e-3, steps=500, beam=5, block=3500, tau=0.1, language_lr=3e-4,
-        updates=100, alpha1=0.9, alpha2=0.1, gradient_batches=2, log_every=20, eval_every=100, save_every=250),
+        corpus="numbers", lang="az", low=50, high=2000, overlap=0.5, dev_size=100, test_size=300, source_vocab=400,
+        target_vocab=60, max_length=40, embed=32, hidden=64, dropout=0.1, max_tokens=1000, lr=3e-3, steps=500, beam=5,
+        block=3500, tau=0.1, language_lr=3e-4, updates=100, alpha1=0.9, alpha2=0.1, gradient_batches=2, log_every=20,
+        eval_every=100, save_every=250),
 }
 
 # %% ../nbs/11_language_recipes.ipynb #4600058c
-KIND = RunKind(dict(data=CorpusRecipe, train=NMTRecipe), lambda s: prepare_text(load_corpus(s.data), s.train, s.data.decisions),
+KIND = RunKind(dict(data=CorpusRecipe, train=NMTRecipe),
+               lambda s: prepare_text(load_corpus(s.data), s.train, s.data.decisions),
                lambda s, data: None, Translation, dict(corpus=("numbers", "multi30k")))   # runs of translation
 
 # %% ../nbs/11_language_recipes.ipynb #670fb4c1
@@ -58,7 +63,8 @@ def train_translation(
     "Train one method with one seed, from its newest checkpoint when it has one; what it builds on is trained first."
     def train(method, context):
         recipe, own, selector = method.parts(settings, context)
-        return fit(recipe, own, selector, seed, Path(folder) / f"{method.name}-{seed}", kind=Translation, label=f"{method.name} {seed}")
+        return fit(recipe, own, selector, seed, Path(folder) / f"{method.name}-{seed}", kind=Translation,
+                   label=f"{method.name} {seed}")
     return trained(name, "translation", _context(settings, text, alike), train)
 
 def check_languages(settings: SimpleNamespace, text: Text, alike: "pd.DataFrame") -> None:

@@ -36,7 +36,8 @@ def ngrams(
     top: int = 10_000,  # the most frequent, ties in alphabetical order; 0: all
 ) -> set:
     "The n-grams of characters within the words of the sentences."
-    words, counts = Counter(w for s in sentences for w in s.split()), Counter()
+    words = Counter(w for s in sentences for w in s.split())
+    counts = Counter()
     for w, times in words.items():
         for k in range(1, n + 1):
             for i in range(len(w) - k + 1): counts[w[i:i + k]] += times
@@ -49,8 +50,10 @@ def similarity(
 ) -> "pd.DataFrame":  # [languages, languages], 0 to 1; row: S, column: S_i
     "Of the n-grams of the row's language, the share that the column's has too."
     with extra("workbench"): import pandas as pd
-    grams = [ngrams([s for s, k in zip(corpus.source, corpus.lang) if k == i], n, top) for i in range(len(corpus.languages))]
-    return pd.DataFrame([[len(a & b) / len(a) for b in grams] for a in grams], index=corpus.languages, columns=corpus.languages)
+    grams = [ngrams([s for s, k in zip(corpus.source, corpus.lang) if k == i], n, top)
+             for i in range(len(corpus.languages))]
+    return pd.DataFrame([[len(a & b) / len(a) for b in grams] for a in grams], index=corpus.languages,
+                        columns=corpus.languages)
 
 # %% ../nbs/10_mixtures.ipynb #96962453
 class LanguageSampler(Selector):
@@ -68,8 +71,10 @@ class LanguageSampler(Selector):
         self.names = tuple(f"p/{k}" for k in self.languages)
         by_cell = torch.argsort(cell := train.target.cpu() * len(self.languages) + train.lang.cpu(), stable=True)
         self.pairs = train.ids[by_cell]                                                     # by target and language
-        self.many = cell.bincount(minlength=self.present.numel()).view_as(self.present)     # pairs of a target in a language
-        self.first = self.many.flatten().cumsum(0).view_as(self.many) - self.many           # where they begin in `pairs`
+        # pairs of a target in a language
+        self.many = cell.bincount(minlength=self.present.numel()).view_as(self.present)
+        # where they begin in `pairs`
+        self.first = self.many.flatten().cumsum(0).view_as(self.many) - self.many
         self.size = min(self.block, len(self.present))
         self.order, self.position, self.shuffles = torch.zeros(0, dtype=torch.int64), 0, 0
         self.register_buffer("share", torch.full((len(self.languages),), torch.nan))        # mean p over the last block
@@ -87,7 +92,8 @@ class LanguageSampler(Selector):
         with torch.no_grad(): logp = self.log_probabilities(present).cpu()
         self.share.copy_(logp.exp().mean(0))
         lang = (logp + gumbel(logp.shape, rng)).argmax(1)
-        return self.pairs[self.first[targets, lang] + (torch.rand(len(targets), generator=rng) * self.many[targets, lang]).long()]
+        return self.pairs[self.first[targets, lang]
+                          + (torch.rand(len(targets), generator=rng) * self.many[targets, lang]).long()]
 
     def next_targets(self) -> Tensor:
         "The next K target sentences of a shuffled order, which starts anew when it is used up."
@@ -96,15 +102,19 @@ class LanguageSampler(Selector):
         if len(ids) == self.size: return ids
         fresh = torch.randperm(len(self.present), generator=seeded(self.task.seed, f"targets-{self.shuffles}"))
         late = torch.isin(fresh, ids)
-        self.order, self.position, self.shuffles = torch.cat([fresh[~late], fresh[late]]), self.size - len(ids), self.shuffles + 1
+        self.order = torch.cat([fresh[~late], fresh[late]])
+        self.position = self.size - len(ids)
+        self.shuffles = self.shuffles + 1
         return torch.cat([ids, self.order[:self.position]])
 
     def report(self): return dict(zip(self.names, self.share))
 
+# %% ../nbs/10_mixtures.ipynb #8f675298
 def masked_log_softmax(logits: Tensor, present: Tensor) -> Tensor:
     "log softmax [B, languages] over the languages that are present. `ValueError` where none is (on the CPU)."
     if present.device.type == "cpu" and not (some := present.any(1)).all():
-        raise ValueError(f"present: row {int((~some).nonzero()[0])} has no language; every target sentence must have a source")
+        raise ValueError(
+            f"present: row {int((~some).nonzero()[0])} has no language; every target sentence must have a source")
     return logits.masked_fill(~present, -torch.inf).log_softmax(1)
 
 def gumbel(shape: tuple, generator: torch.Generator) -> Tensor:
@@ -140,6 +150,7 @@ def target_conditioned(
     best = similarity.masked_fill(~present, -torch.inf).argmax(1)
     return masked_log_softmax(torch.zeros(present.shape), present & F.one_hot(best, len(similarity)).bool())
 
+# %% ../nbs/10_mixtures.ipynb #a5f93e70
 class TCS(LanguageSampler):
     "Target-conditioned sampling: similar languages more often, by a temperature."
     def __init__(self,
@@ -154,7 +165,8 @@ class TCS(LanguageSampler):
 
     def setup(self, task):
         super().setup(task)
-        if missing := [k for k in self.languages if k not in self.similarity]: raise ValueError(f"similarity: must have every language; lacks {', '.join(missing)}")
+        if missing := [k for k in self.languages if k not in self.similarity]:
+            raise ValueError(f"similarity: must have every language; lacks {', '.join(missing)}")
         self.alike = torch.tensor([self.similarity[k] for k in self.languages], dtype=torch.float64)
 
     def log_probabilities(self, present): return target_conditioned(self.alike, present.cpu(), self.tau)
@@ -173,7 +185,7 @@ class LanguageScorer(nn.Module):
         return masked_log_softmax(self.net(there / there.sum(1, keepdim=True)), present)
 
 class Sketch(nn.Module):
-    "A random projection that keeps inner products: each coordinate, with a random sign, is added to one of d sums (count sketch)."
+    "A random projection that keeps inner products (count sketch): each coordinate, signed, is added to one of d sums."
     def __init__(self, n: int, d: int, seed: int = 0):   # coordinates, sums
         super().__init__()
         rng = seeded(seed, "sketch")
@@ -187,7 +199,7 @@ class Sketch(nn.Module):
 
 # %% ../nbs/10_mixtures.ipynb #fa2f8dc4
 class LanguageDDS(LanguageSampler):
-    "Differentiable data selection over languages (arXiv 1911.10088, Algorithm 2); from TCS's probabilities on with `start`."
+    "Differentiable data selection over languages (arXiv 1911.10088, Algorithm 2); `start`: from TCS's probabilities."
     REWARDS = ("dot", "cosine")
 
     def __init__(self,
@@ -209,14 +221,17 @@ class LanguageDDS(LanguageSampler):
         check("natural", int, projection=projection)
         if len(averages) != 2 or not (0 <= averages[0] < math.inf and 0 < averages[1] < math.inf):
             raise ValueError(f"averages = {averages!r}: must be two numbers, the first 0 or more, the second above 0")
-        if reward not in self.REWARDS: raise ValueError(f"reward = {reward!r}: must be one of {', '.join(self.REWARDS)}")
+        if reward not in self.REWARDS:
+            raise ValueError(f"reward = {reward!r}: must be one of {', '.join(self.REWARDS)}")
         self.low, self.updates, self.lr, self.batch, self.averages = low, updates, lr, batch, averages
         self.batches, self.reward, self.scale, self.projection, self.start = batches, reward, scale, projection, start
-        self.imitated = "" if start is None else f"tau {start.tau}, {start.similarity}"   # for the identity of checkpoints
+        # for the identity of checkpoints
+        self.imitated = "" if start is None else f"tau {start.tau}, {start.similarity}"
 
     def setup(self, task):
         super().setup(task)
-        n, size = len(self.languages), sum(p.numel() for p in task.params().values())
+        n = len(self.languages)
+        size = sum(p.numel() for p in task.params().values())
         if self.low not in self.languages: raise ValueError(f"low = {self.low!r}: {suggest(self.low, self.languages)}")
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
@@ -226,11 +241,15 @@ class LanguageDDS(LanguageSampler):
             imitate(self.scorer, self.start.bind(task).log_probabilities, self.present)
             self.setup_seconds = time.perf_counter() - clock
         self.sketch = Sketch(size, self.projection, task.seed) if self.projection else nn.Identity()
-        self.register_buffer("memory", torch.zeros(n, self.projection or size, dtype=next(task.model.parameters()).dtype))   # g[S_i]
-        self.register_buffer("rewards", torch.full((n,), torch.nan))                                                          # of the last update
+        # g[S_i]
+        self.register_buffer("memory",
+                             torch.zeros(n, self.projection or size, dtype=next(task.model.parameters()).dtype))
+        # of the last update
+        self.register_buffer("rewards", torch.full((n,), torch.nan))
         self.sizes = task.train.by_id(task.train.length.cpu(), fill=0)
         self.own = [task.train.ids[task.train.lang.cpu() == i] for i in range(n)]
-        self.opt = torch.optim.Adam(self.scorer.to(task.device).parameters(), self.lr, capturable=task.device.type != "cpu")
+        self.opt = torch.optim.Adam(self.scorer.to(task.device).parameters(), self.lr,
+                                    capturable=task.device.type != "cpu")
         start_momentum(self.opt)
 
     def log_probabilities(self, present): return self.scorer(present.to(self.task.device))
@@ -248,7 +267,8 @@ class LanguageDDS(LanguageSampler):
             for _ in range(self.batches):
                 ids = own[torch.randint(len(own), (self.task.dev_batch_size,), generator=rng)]
                 v = torch.cat([g.flatten() for g in self.task.grad(self.pairs_of(train, ids)).values()])
-                old, v = self.memory.index_select(0, at), self.sketch(v)[None]
+                old = self.memory.index_select(0, at)
+                v = self.sketch(v)[None]
                 new = self.averages[0] * old + self.averages[1] * v
                 self.memory.index_copy_(0, at, torch.where(v.isfinite().all(), new, old))
                 self.task.collectives.mark()
@@ -272,7 +292,8 @@ class LanguageDDS(LanguageSampler):
         for targets in torch.randint(len(self.present), (self.updates, self.batch), generator=rng):
             present = self.present[targets].to(r.device)
             self.opt.zero_grad()
-            objective = (self.scale * r.to(self.rewards.dtype) * self.scorer(present).masked_fill(~present, 0)).sum(1).mean()
+            objective = (self.scale * r.to(self.rewards.dtype) * self.scorer(present)
+                         .masked_fill(~present, 0)).sum(1).mean()
             (-objective).backward()
             self.opt.step()
             self.task.collectives.mark()
@@ -292,7 +313,8 @@ def imitate(
     rounds: int = 20,       # of a hundred iterations of L-BFGS, at most
 ) -> float:                 # the largest difference left
     "Fit a scorer to another distribution. Warns when the rounds do not suffice."
-    cases, fit = present.unique(dim=0), copy.deepcopy(scorer).double()
+    cases = present.unique(dim=0)
+    fit = copy.deepcopy(scorer).double()
     goal = teacher(cases).exp().double()
     def loss():
         fit.zero_grad()
@@ -300,11 +322,14 @@ def imitate(
         return error
     adam = torch.optim.Adam(fit.parameters(), 0.01)   # from a random start, L-BFGS alone can end in a poor corner
     for _ in range(300): adam.step(loss)
-    opt = torch.optim.LBFGS(fit.parameters(), max_iter=100, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0)
+    opt = torch.optim.LBFGS(fit.parameters(), max_iter=100, history_size=50, line_search_fn="strong_wolfe",
+                            tolerance_grad=0, tolerance_change=0)
     for _ in range(rounds):
         opt.step(loss)
         if (gap := (fit(cases).exp() - goal).abs().max().item()) < tolerance: break
-    else: warnings.warn(f"rounds = {rounds}: the scorer is still {gap:.1g} from the probabilities that it imitates; more are needed")
+    else:
+        warnings.warn(f"rounds = {rounds}: the scorer is still {gap:.1g} from the probabilities that it imitates; "
+                      "more are needed")
     scorer.load_state_dict(fit.state_dict())
     return gap
 
@@ -316,7 +341,8 @@ class LanguageRecipe:
     tau: float = setting(0.01, "TCS: temperature; 0: the most similar language alone", "natural")
     ngram: int = setting(4, "similarity: characters of an n-gram, at most", "positive")
     ngram_top: int = setting(10_000, "similarity: n-grams kept per language, the most frequent; 0: all", "natural")
-    block: int = setting(20_000, "K, target sentences drawn at a time, between updates of DDS; all of them where there are fewer", "positive")
+    block: int = setting(20_000, "K, target sentences drawn at a time, between updates of DDS; "
+                         "all of them where there are fewer", "positive")
     updates: int = setting(100, "E, DDS: updates after a block", "positive")
     language_lr: float = setting(1e-4, "DDS: learning rate of its scorer, Adam", "positive")
     language_batch: int = setting(160, "B, DDS: target sentences per update", "positive")
@@ -338,8 +364,9 @@ class LanguageRecipe:
 
     def dds(self, lang: str, start: TCS | None = None) -> LanguageDDS:
         "DDS over languages with these settings."
-        return LanguageDDS(lang, self.block, self.updates, self.language_lr, self.language_batch, (self.alpha1, self.alpha2),
-                           self.gradient_batches, self.reward, self.reward_scale, self.projection, start)
+        return LanguageDDS(lang, self.block, self.updates, self.language_lr, self.language_batch,
+                           (self.alpha1, self.alpha2), self.gradient_batches, self.reward, self.reward_scale,
+                           self.projection, start)
 
 # %% ../nbs/10_mixtures.ipynb #c0af79fd
 @dataclass(frozen=True)
@@ -355,26 +382,36 @@ class LanguageContext(Context):
 def _related(s, context):
     near, others = context.relative, [k for k in context.alike.index if k != context.lang]
     if near not in others:
-        raise ValueError(f"related = {near or ''!r}: must name the relative of {context.lang!r}, one of {', '.join(others)}; "
-                         "or leave the method related out")
+        raise ValueError(
+            f"related = {near or ''!r}: must name the relative of {context.lang!r}, one of {', '.join(others)}; "
+            "or leave the method related out")
     return Languages((context.lang, near))
 
 # %% ../nbs/10_mixtures.ipynb #cafad3a5
 _TRIAL = dict(block=120, updates=5, lr=1e-2, batch=20, batches=1)   # of number words in az, tr, ru and cs
 def _trial_tcs(): return TCS({"az": 1.0, "tr": 0.5, "ru": 0.2, "cs": 0.3}, 0.1, block=120)
-def _declare(name, make, card, **trials): declare(name, make, settings=LanguageRecipe, kind="translation", card=card, trials=trials)
+def _declare(name, make, card, **trials):
+    declare(name, make, settings=LanguageRecipe, kind="translation", card=card, trials=trials)
 
-_declare("uniform", lambda s, context: Uniform(), uniform=Uniform, card="All sentence pairs of all languages, once an epoch.")
-_declare("related", _related, card="Trains with the low-resource language and its relative alone, all of their pairs alike.",
+_declare("uniform", lambda s, context: Uniform(), uniform=Uniform,
+         card="All sentence pairs of all languages, once an epoch.")
+_declare("related", _related,
+         card="Trains with the low-resource language and its relative alone, all of their pairs alike.",
          related=lambda: Languages(("az", "tr")))
-_declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), spcl=SPCL, card="Self-paced learning on sentence pairs.")
+_declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), spcl=SPCL,
+         card="Self-paced learning on sentence pairs.")
+
+# %% ../nbs/10_mixtures.ipynb #14cbc57c
 _declare("targets", lambda s, context: LanguageSampler(s.block), targets=lambda: LanguageSampler(120),
          card="Draws target sentences, and for each any of its languages: the control of TCS and DDS.")
 _declare("tcs", lambda s, context: context.tcs(s), tcs=_trial_tcs,
-         card="Target-conditioned sampling: draws a target sentence, then a source in a language that is like the low-resource one.")
+         card="Target-conditioned sampling: draws a target sentence, "
+         "then a source in a language that is like the low-resource one.")
 _declare("dds", lambda s, context: s.dds(context.lang),
-         card="Learns the preference among languages from their gradients: a few batches of every language per block of sentences.",
+         card="Learns the preference among languages from their gradients: "
+         "a few batches of every language per block of sentences.",
          **{"dds": lambda: LanguageDDS("az", **_TRIAL),
             "dds, dot, projected": lambda: LanguageDDS("az", **_TRIAL | dict(batches=2), reward="dot", projection=64)})
-_declare("tcs_dds", lambda s, context: s.dds(context.lang, context.tcs(s)), card="DDS over languages that begins with TCS's probabilities.",
+_declare("tcs_dds", lambda s, context: s.dds(context.lang, context.tcs(s)),
+         card="DDS over languages that begins with TCS's probabilities.",
          tcs_dds=lambda: LanguageDDS("az", **_TRIAL, start=_trial_tcs()))

@@ -38,7 +38,8 @@ _PUBLISHED = dict(
     model="wrn28-10", dropout=0.1, bn_momentum=0.01, bn_eps=1e-3,
     steps=150_000, batch_size=1024, lr=0.1, warmup_steps=2500, momentum=0.9, nesterov=True, weight_decay=2e-4,
     clip_norm=1.0, ema_decay=0.9999, log_every=100, eval_every=1000, save_every=1000, eval_batch_size=1000,
-    scorer_sees="x", scorer_clip=0.5, scorer_lr=1e-6, scorer_steps=100_000, scorer_warmup_steps=250, scorer_stage_lr=0.1)
+    scorer_sees="x", scorer_clip=0.5, scorer_lr=1e-6, scorer_steps=100_000, scorer_warmup_steps=250,
+    scorer_stage_lr=0.1)
 
 DDS_RECIPES = {
     "cifar10-wrn28-10": _PUBLISHED,
@@ -54,41 +55,48 @@ DDS_RECIPES = {
 
 # %% ../nbs/11_recipes.ipynb #ac7705c2
 _SWAPPED = dict(
-    dataset="cifar100", dev_size=0, noise=0.4, noise_kind="swap", flip=True, crop=4, model="wrn28-10", epochs=120, stop_epoch=84,
-    batch_size=128, lr=0.2, warmup_steps=0, schedule="step", milestones="0.666666667,0.833333333", lr_drop=0.1, momentum=0.9, nesterov=False,
-    weight_decay=5e-4, clip_norm=0.0, ema_decay=0.0, level="inst", inst_lr=0.2, inst_init=1.0, inst_decay=0.0,
-    log_every=100, eval_every=390, save_every=1950)
+    dataset="cifar100", dev_size=0, noise=0.4, noise_kind="swap", flip=True, crop=4, model="wrn28-10", epochs=120,
+    stop_epoch=84, batch_size=128, lr=0.2, warmup_steps=0, schedule="step", milestones="0.666666667,0.833333333",
+    lr_drop=0.1, momentum=0.9, nesterov=False, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.0, level="inst",
+    inst_lr=0.2, inst_init=1.0, inst_decay=0.0, log_every=100, eval_every=390, save_every=1950)
 _IMAGENET = dict(   # batch size, learning rate and weight decay ours, the usual ones of ResNet-18
-    dataset="./imagenet", image_size=224, dev_size=0, flip=True, model="resnet18-imagenet", epochs=100, batch_size=256, lr=0.1,
-    warmup_steps=0, schedule="step", milestones="0.3,0.6,0.9", lr_drop=0.1, nesterov=False, weight_decay=1e-4, clip_norm=0.0,
-    ema_decay=0.0, log_every=100, eval_every=5000, save_every=5000)
+    dataset="./imagenet", image_size=224, dev_size=0, flip=True, model="resnet18-imagenet", epochs=100,
+    batch_size=256, lr=0.1, warmup_steps=0, schedule="step", milestones="0.3,0.6,0.9", lr_drop=0.1, nesterov=False,
+    weight_decay=1e-4, clip_norm=0.0, ema_decay=0.0, log_every=100, eval_every=5000, save_every=5000)
 
+# %% ../nbs/11_recipes.ipynb #a1b0df6e
 DATA_PARAMETERS_RECIPES = {
     "cifar100-wrn28-10": _SWAPPED,
     "imagenet-class": _IMAGENET | dict(level="cls", cls_lr=0.1, cls_init=1.0, cls_decay=1e-4),
     "imagenet-joint": _IMAGENET | dict(level="both", cls_lr=0.1, cls_init=1.0, cls_decay=1e-4,
                                        inst_lr=0.8, inst_init=0.001, inst_decay=1e-8),
     "cifar10-10k": dict(   # ours
-        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="small_resnet",
-        epochs=38, stop_epoch=30, ema_decay=0.995,   # trained for 30 epochs; the last ones of the schedule would learn the wrong labels
-        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=3e-3, label_smoothing=0.1, clip_norm=0.0, inst_lr=5.0, inst_decay=0.02,
-        sigma_momentum=0.0, seeds=3, log_every=78, eval_every=390, eval_batch_size=1000, save_every=390),
+        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4,
+        model="small_resnet",
+        # trained for 30 epochs; the last ones of the schedule would learn the wrong labels
+        epochs=38, stop_epoch=30, ema_decay=0.995,
+        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=3e-3, label_smoothing=0.1, clip_norm=0.0, inst_lr=5.0,
+        inst_decay=0.02, sigma_momentum=0.0, seeds=3, log_every=78, eval_every=390, eval_batch_size=1000,
+        save_every=390),
     "quick": dict(   # ours; a high learning rate for few steps
         dataset="digits", dev_size=250, noise=0.4, model="tiny_cnn", epochs=40, batch_size=64, lr=0.4, warmup_steps=30,
         inst_lr=100.0, seeds=3, eval_every=32, log_every=16),
 }
 
 # %% ../nbs/11_recipes.ipynb #9d6b2a4f
-KIND = RunKind(dict(data=DataRecipe, train=Recipe), lambda s: load_data(s.data), lambda s, data: make_augment(s.data, data.train), Training,
+KIND = RunKind(dict(data=DataRecipe, train=Recipe), lambda s: load_data(s.data),
+               lambda s, data: make_augment(s.data, data.train), Training,
                dict(dataset=DATASETS))   # runs of images
 
 # %% ../nbs/11_recipes.ipynb #5ad82522
 @dataclass(frozen=True)
 class RemovalRecipe:
     "Which examples are removed, how many, and by which scores."
-    scores: str = setting("forgetting,max_loss_increase", f"orders to sweep, of {', '.join(SCORES)}; removal at random is always in")
+    scores: str = setting("forgetting,max_loss_increase",
+                          f"orders to sweep, of {', '.join(SCORES)}; removal at random is always in")
     score_seeds: int = setting(3, "trainings whose scores are merged", "positive")
-    remove: str = setting("0.25,0.5,0.75", "how many examples to remove, comma-separated; below 1: shares of the training set")
+    remove: str = setting("0.25,0.5,0.75",
+                          "how many examples to remove, comma-separated; below 1: shares of the training set")
     keep_lowest_n: int = setting(0, "lowest-scored examples that stay", "natural")
     def __post_init__(self):
         check_settings(self)
@@ -105,43 +113,46 @@ class RemovalRecipe:
         counts = [round(v * n) if v < 1 else int(v) for v in listed(self.remove, "remove", float)]
         most = n - max(self.keep_lowest_n, batch_size)
         if wrong := [c for c in counts if not 0 < c <= most]:
-            raise ValueError(f"remove = {self.remove!r}: {wrong[0]} must lie in 1..{most} for {n} examples, keep_lowest_n = {self.keep_lowest_n} "
+            raise ValueError(f"remove = {self.remove!r}: {wrong[0]} must lie in 1..{most} for {n} examples, "
+                             f"keep_lowest_n = {self.keep_lowest_n} "
                              f"and batch_size = {batch_size}")
         return counts
 
 # %% ../nbs/11_recipes.ipynb #5ed55ee1
-_STEPS = dict(batch_size=128, lr=0.2, warmup_steps=0, schedule="step", milestones="0.3,0.6,0.8", lr_drop=0.2, weight_decay=5e-4,
-              clip_norm=0.0, ema_decay=0.0, log_every=100, eval_every=390, save_every=1950)
+_STEPS = dict(batch_size=128, lr=0.2, warmup_steps=0, schedule="step", milestones="0.3,0.6,0.8", lr_drop=0.2,
+              weight_decay=5e-4, clip_norm=0.0, ema_decay=0.0, log_every=100, eval_every=390, save_every=1950)
 
 FORGETTING_RECIPES = {
     "cifar10-resnet18": _STEPS | dict(
-        dataset="cifar10", dev_size=0, flip=True, crop=4, cutout=16, model="resnet18", epochs=200, score_seeds=5, seeds=5,
-        remove="5000,10000,15000,20000,25000,30000,35000"),
+        dataset="cifar10", dev_size=0, flip=True, crop=4, cutout=16, model="resnet18", epochs=200,
+        score_seeds=5, seeds=5, remove="5000,10000,15000,20000,25000,30000,35000"),
     "cifar100-wrn28-10": _STEPS | dict(
-        dataset="cifar100", dev_size=0, flip=True, crop=4, cutout=16, model="wrn28-10", dropout=0.3, epochs=200, score_seeds=5, seeds=5,
-        remove="5000,10000,15000,20000"),
+        dataset="cifar100", dev_size=0, flip=True, crop=4, cutout=16, model="wrn28-10", dropout=0.3, epochs=200,
+        score_seeds=5, seeds=5, remove="5000,10000,15000,20000"),
     "mnist": dict(   # network and learning rate ours
-        dataset="mnist", dev_size=0, model="small_cnn", epochs=200, batch_size=64, lr=0.04, warmup_steps=0, score_seeds=5, seeds=5,
-        remove="10000,20000,30000,40000,50000", log_every=100, eval_every=1000, save_every=5000),
+        dataset="mnist", dev_size=0, model="small_cnn", epochs=200, batch_size=64, lr=0.04, warmup_steps=0,
+        score_seeds=5, seeds=5, remove="10000,20000,30000,40000,50000", log_every=100, eval_every=1000,
+        save_every=5000),
     "cifar10-10k": dict(   # ours
-        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="nano_resnet", epochs=20, batch_size=128, lr=0.2,
-        warmup_steps=78, weight_decay=5e-4, clip_norm=0.0, score_seeds=3, seeds=3, remove="0.25,0.5,0.75", log_every=78, eval_every=780,
-        eval_batch_size=1000, save_every=1560),
+        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="nano_resnet", epochs=20,
+        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, clip_norm=0.0, score_seeds=3, seeds=3,
+        remove="0.25,0.5,0.75", log_every=78, eval_every=780, eval_batch_size=1000, save_every=1560),
     "quick": dict(   # ours
-        dataset="digits", dev_size=0, model="tiny_cnn", epochs=12, batch_size=32, lr=0.4, warmup_steps=20, score_seeds=3, seeds=3,
-        remove="0.4,0.8", log_every=20, eval_every=100, save_every=400),
+        dataset="digits", dev_size=0, model="tiny_cnn", epochs=12, batch_size=32, lr=0.4, warmup_steps=20,
+        score_seeds=3, seeds=3, remove="0.4,0.8", log_every=20, eval_every=100, save_every=400),
 }
 
 # %% ../nbs/11_recipes.ipynb #df08e9ec
 DYNAMS_RECIPES = {
     "cifar10-resnet18": _STEPS | dict(
-        dataset="cifar10", dev_size=0, flip=True, crop=4, model="resnet18", epochs=200, budget=0.6, dynams_warmup=20, dynams_every=10,
-        proxy=0.5, seeds=3),
-    "imagenet-resnet50": _IMAGENET | dict(model="resnet50", epochs=120, budget=0.6, dynams_warmup=15, dynams_every=10, proxy=0.5),
+        dataset="cifar10", dev_size=0, flip=True, crop=4, model="resnet18", epochs=200, budget=0.6, dynams_warmup=20,
+        dynams_every=10, proxy=0.5, seeds=3),
+    "imagenet-resnet50": _IMAGENET | dict(model="resnet50", epochs=120, budget=0.6, dynams_warmup=15,
+                                          dynams_every=10, proxy=0.5),
     "cifar10-10k": dict(   # ours
-        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="nano_resnet", epochs=30, batch_size=128, lr=0.2,
-        warmup_steps=78, weight_decay=5e-4, clip_norm=0.0, budget=0.6, dynams_warmup=5, dynams_every=10, proxy=0.5, seeds=3,
-        log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
+        dataset="cifar10", n_train=10_000, dev_size=0, flip=True, crop=4, model="nano_resnet", epochs=30,
+        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, clip_norm=0.0, budget=0.6, dynams_warmup=5,
+        dynams_every=10, proxy=0.5, seeds=3, log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
     "quick": dict(   # ours
         dataset="digits", dev_size=0, model="tiny_cnn", epochs=20, batch_size=32, lr=0.4, warmup_steps=20, budget=0.6,
         dynams_warmup=4, dynams_every=4, proxy=0.5, seeds=3, log_every=20, eval_every=100, save_every=400),
@@ -167,12 +178,13 @@ def order_of(
     table: "pd.DataFrame",  # one row per example: id, presentations, and a column of scores
     name: str,            # of the score, a key of `SCORES`
 ) -> Tensor:              # [N] ids
-    "Ids from the easy to the hard end of a score. Examples never presented come last, so that pruning keeps them; `ValueError` on other NaN."
+    "Ids from the easy to the hard end of a score; those never presented come last, so they are kept. No other NaN."
     score = SCORES[name] * torch.tensor(table[name].to_numpy(dtype=float))
     unseen = torch.tensor(table.presentations.to_numpy() == 0)
     return rank(torch.where(unseen, torch.inf, score), ids=torch.tensor(by_full_set(table)["id"].to_numpy()))
 
-AT_THE_END = {"last_layer_grad_norm": lambda model, b: last_layer_grad_norm(*features_and_logits(model, b.x)[::-1], b.y), "grand": grand}
+def _last_layer(model, b): return last_layer_grad_norm(*features_and_logits(model, b.x)[::-1], b.y)
+AT_THE_END = {"last_layer_grad_norm": _last_layer, "grand": grand}
 
 def scores_of(training: Training, names=()) -> "pd.DataFrame":
     "A training's records, with those gradient scores of its final weights that are asked for."
@@ -194,7 +206,8 @@ declare("random", _prune(None), settings=Budget, trials={"prune at random": lamb
 
 declare("forgetting", _prune("forgetting"), settings=Budget, after=("uniform",),
         trials={"prune by an order": lambda: Prune(torch.arange(250, 1297).flip(0), remove_n=300, keep_lowest_n=50)},
-        card="A first training is recorded and the examples that were forgotten least are removed: a training for the scores, then a shorter one.")
+        card="A first training is recorded and the examples that were forgotten least are removed: "
+        "a training for the scores, then a shorter one.")
 
 declare("max_loss_increase", _prune("max_loss_increase"), settings=Budget, after=("uniform",), trials={},
         card="As forgetting, with the largest rise of an example's loss from one visit to the next.")
@@ -239,12 +252,12 @@ def train_method(
     "Train one method with one seed, from its newest checkpoint when it has one; what it builds on is trained first."
     def train(method, context):
         recipe, own, selector = method.parts(settings, context)
-        return fit(recipe, own, selector, seed, Path(folder) / f"{method.name}-{seed}", make_augment(settings.data, own.train),
-                   label=f"{method.name} {seed}")
+        return fit(recipe, own, selector, seed, Path(folder) / f"{method.name}-{seed}",
+                   make_augment(settings.data, own.train), label=f"{method.name} {seed}")
     return trained(name, "images", Context(data, devices=make_backend(settings.train).collectives.devices), train)
 
 def detection(training: Training) -> float:
-    "AUROC of a method's own opinion of the examples (its score, or else its mean weights) against the known noise; NaN without."
+    "AUROC of a method's own score (or else its mean weights) against the known noise; NaN where none is known."
     noisy = training.data.train.noisy
     if noisy is None: return float("nan")
     report = training.report or Report(training)
@@ -255,15 +268,16 @@ def detection(training: Training) -> float:
 # %% ../nbs/11_recipes.ipynb #bb6ab720
 COMPARE_RECIPES = {
     "cifar10-10k": dict(   # ours
-        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4, model="nano_resnet", epochs=30,
-        batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, clip_norm=0.0, seeds=3, inst_lr=2.0, inst_decay=0.02, sigma_momentum=0.0,
-        dynams_warmup=5, dynams_every=5,
-        proxy=0.5, scorer_clip=5.0, scorer_lr=0.01, log_every=78, eval_every=585, eval_batch_size=1000, save_every=1170),
+        dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4,
+        model="nano_resnet", epochs=30, batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, clip_norm=0.0,
+        seeds=3, inst_lr=2.0, inst_decay=0.02, sigma_momentum=0.0, dynams_warmup=5, dynams_every=5,
+        proxy=0.5, scorer_clip=5.0, scorer_lr=0.01, log_every=78, eval_every=585, eval_batch_size=1000,
+        save_every=1170),
     "quick": dict(   # ours
-        dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, model="tiny_cnn", epochs=20, batch_size=64, lr=0.4,
-        warmup_steps=20, seeds=3, inst_lr=100.0, dynams_warmup=4, dynams_every=4, proxy=0.5, scorer_clip=5.0, scorer_lr=0.01,
-        log_every=16, eval_every=64, save_every=1000),
+        dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, model="tiny_cnn", epochs=20,
+        batch_size=64, lr=0.4, warmup_steps=20, seeds=3, inst_lr=100.0, dynams_warmup=4, dynams_every=4, proxy=0.5,
+        scorer_clip=5.0, scorer_lr=0.01, log_every=16, eval_every=64, save_every=1000),
 }
 
 # %% ../nbs/11_recipes.ipynb #49b0c577
-__getattr__ = moved("recipes")   # names that went to other rooms, for one version
+__getattr__ = moved("recipes")   # names that went to other modules, for one version

@@ -25,6 +25,7 @@ class Context:
     earlier: dict = field(default_factory=dict)    # name -> finished `Training`, for each name in `after`
     devices: int = 1                               # that a batch is split over
 
+# %% ../nbs/05_registry.ipynb #aff16dfd
 @dataclass(frozen=True)
 class Method:
     "What is declared: a method, or a stage that methods build on."
@@ -34,7 +35,8 @@ class Method:
     after: tuple = ()                # names of the trainings that must be finished before
     card: str = ""                   # one or two sentences: what it does, what it costs
     kind: str = "images"             # of the runs that it is for: images, translation
-    trials: dict | None = None       # label -> () -> Selector, the variants that tests run; None: one, with default settings
+    # label -> () -> Selector, the variants that tests run; None: one, with default settings
+    trials: dict | None = None
     recipe: Callable | None = None   # (the comparison's recipe, settings, context) -> its own; None: the comparison's
     split: Callable | None = None    # data of the comparison -> what it trains on; None: the same
     stage: bool = False              # trained only where a method names it
@@ -42,11 +44,14 @@ class Method:
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or self.name == "all":
             raise ValueError(f"name = {self.name!r}: must be letters, digits, '-', '_' and '.', and not 'all'")
-        if isinstance(self.after, str): raise ValueError(f"after = {self.after!r}: must be a tuple of names, like ({self.after!r},)")
+        if isinstance(self.after, str):
+            raise ValueError(f"after = {self.after!r}: must be a tuple of names, like ({self.after!r},)")
         if self.settings is not None and not all("doc" in f.metadata for f in fields(self.settings)):
-            raise ValueError(f"settings = {self.settings.__name__}: each field must be a core.setting, with its comment and rule")
+            raise ValueError(
+                f"settings = {self.settings.__name__}: each field must be a core.setting, with its comment and rule")
         if self.trials is None and self.after and not self.stage:
-            raise ValueError(f"trials = None: {self.name} builds on {', '.join(self.after)}, so its tests need a variant without them")
+            raise ValueError(f"trials = None: {self.name} builds on {', '.join(self.after)}, "
+                             "so its tests need a variant without them")
 
     def own(self, run: SimpleNamespace):
         "Its settings among those of a run, or else the defaults; None when it has none."
@@ -78,10 +83,12 @@ def declare(
     method = Method(name, make, **more)
     there = _DECLARED.get((method.kind, name))
     if there is not None and not _again(there.make, make):
-        raise ValueError(f"name = {name!r}: declared by {there.make.__module__} already; a method needs a name of its own")
+        raise ValueError(
+            f"name = {name!r}: declared by {there.make.__module__} already; a method needs a name of its own")
     _DECLARED[method.kind, name] = method
     return method
 
+# %% ../nbs/05_registry.ipynb #c89dc4b2
 def declare_stage(
     name: str,
     make,        # (settings, context) -> Selector
@@ -93,7 +100,8 @@ def declare_stage(
 def _again(one, other) -> bool:
     "Whether two factories are one that was read twice."
     def read(f, names):
-        code, cells = getattr(f, "__code__", f), getattr(f, "__closure__", None) or ()
+        code = getattr(f, "__code__", f)
+        cells = getattr(f, "__closure__", None) or ()
         return [getattr(code, k, code) for k in names], [c.cell_contents for c in cells]
     def same(*names): return read(one, names) == read(other, names)
     notebook = [f.__module__ == "__main__" for f in (one, other)]
@@ -107,7 +115,8 @@ def _outside() -> None:
     for e in entry_points(group="datasel_wb.methods"):
         try: e.load()
         except Exception as problem:
-            raise ImportError(f"entry point {e.name} = {e.value} of datasel_wb.methods: cannot be loaded ({problem})") from problem
+            raise ImportError(
+                f"entry point {e.name} = {e.value} of datasel_wb.methods: cannot be loaded ({problem})") from problem
 
 def _known(kind: str) -> dict:
     "All that is declared of a kind, stages too, by name."
@@ -119,6 +128,7 @@ def _known(kind: str) -> dict:
     if not found: raise ValueError(f"kind = {kind!r}: {suggest(kind, {*METHOD_ROOMS, *(k for k, _ in _DECLARED)})}")
     return found
 
+# %% ../nbs/05_registry.ipynb #e0955633
 def declared(
     kind: str = "images",   # of runs
 ) -> dict:                  # name -> Method
@@ -147,16 +157,20 @@ def chosen(
         if name not in known: raise ValueError(f"{setting} = {text!r}: {suggest(name, known)}")
     return list(dict.fromkeys([*always, *asked]))
 
+# %% ../nbs/05_registry.ipynb #cb59f6f5
 def before(
     name: str,              # of a method or stage
     kind: str = "images",   # of runs
 ) -> list:                  # of `Method`, the named one last
-    "What is trained for a method, in order. `ValueError` when an earlier training is not declared, or two wait for each other."
+    "What is trained for a method, in order. `ValueError` when a training is not declared, or two wait for each other."
     known, order = _known(kind), {}
     def visit(name, path):
-        if name in path: raise ValueError(f"after = {known[name].after}: {' waits for '.join([*path[path.index(name):], name])}")
+        if name in path:
+            raise ValueError(f"after = {known[name].after}: {' waits for '.join([*path[path.index(name):], name])}")
         for k in known[name].after:
-            if k not in known: raise ValueError(f"after = {known[name].after}: {name} needs {k!r}, which nobody declares; {suggest(k, known)}")
+            if k not in known:
+                raise ValueError(
+                    f"after = {known[name].after}: {name} needs {k!r}, which nobody declares; {suggest(k, known)}")
             visit(k, (*path, name))
         order[name] = known[name]
     visit(name, ())
@@ -171,6 +185,7 @@ def trials(
     for m in _known(kind).values():
         alone = {} if m.stage else {m.name: lambda m=m: m.selector(SimpleNamespace(), Context())}
         mine = alone if m.trials is None else m.trials
-        if twice := found.keys() & mine.keys(): raise ValueError(f"trials of {m.name}: {min(twice)!r} is a label of another method")
+        if twice := found.keys() & mine.keys():
+            raise ValueError(f"trials of {m.name}: {min(twice)!r} is a label of another method")
         found |= mine
     return found

@@ -125,7 +125,7 @@ class DDS(Selector):
         self.scores = self.before = None
 
     def objective(self, r: Tensor, logp: Tensor) -> Tensor:
-        "This part of what ψ descends, from rewards and log probabilities [B]: -(1/B) Σ r log p, or the released code's scalar."
+        "This part of what ψ descends, from rewards and log p [B]: -(1/B) Σ r log p, or the released code's scalar."
         c = self.task.collectives
         if self.variant == "released": r, = c.sum(logp.detach().exp() @ r)
         mean = r if self.variant == "released" else self.task.gather(r).mean()
@@ -169,7 +169,8 @@ class DDSSettings:
     scorer_momentum: float = setting(0.0, "momentum of the scorer's SGD", "share")
     scorer_decay: bool = setting(False, "scorer learning rate falls to 0 with a cosine")
     scorer_wait_steps: int = setting(0, "steps before the scorer's first update", "natural")
-    reward: str = setting("forward", "how rewards are computed: exact forward mode, reverse mode, difference", tuple(ALIGN))
+    reward: str = setting("forward", "how rewards are computed: exact forward mode, reverse mode, difference",
+                          tuple(ALIGN))
     variant: str = setting("paper", "paper: Algorithm 1; released: the published code's scalar reward", DDS.VARIANTS)
     baseline: str = setting("none", "subtracted from rewards: nothing, a moving average, the batch mean", DDS.BASELINES)
     def __post_init__(self): check_settings(self)
@@ -179,33 +180,40 @@ class DDSSettings:
         return DDS(scorer, self.scorer_lr, self.scorer_momentum, self.scorer_wait_steps,
                    self.reward, self.variant, self.baseline, self.scorer_decay)
 
+# %% ../nbs/07_scorer.ipynb #1df44b70
 @dataclass(frozen=True)
 class DDSRecipe(DDSSettings):
     "Settings of DDS, of the scorer's own stage, and of what is trained beside."
     scorer_steps: int = setting(200, "steps of the supervised stage for the scorer's body; 0: a fresh body", "natural")
     scorer_warmup_steps: int = setting(20, "warm-up steps of that stage", "natural")
     scorer_stage_lr: float = setting(0.1, "learning rate of that stage, per 256 examples", "positive")
-    scorer_checkpoint: str | None = setting(None, "folder of a training whose best weights are the scorer's body; skips the stage")
+    scorer_checkpoint: str | None = setting(
+        None, "folder of a training whose best weights are the scorer's body; skips the stage")
     retrain: bool = setting(False, "also train a fresh model with the finished scorer (retrained DDS)")
-    dev_only: bool = setting(False, "also train on the dev split alone: what its labels are worth without any selection")
+    dev_only: bool = setting(False,
+                             "also train on the dev split alone: what its labels are worth without any selection")
 
     def __post_init__(self):
         super().__post_init__()
         if self.scorer_steps and self.scorer_warmup_steps >= self.scorer_steps:
-            raise ValueError(f"scorer_warmup_steps = {self.scorer_warmup_steps}: must be below scorer_steps = {self.scorer_steps}")
+            raise ValueError(
+                f"scorer_warmup_steps = {self.scorer_warmup_steps}: must be below scorer_steps = {self.scorer_steps}")
 
 # %% ../nbs/07_scorer.ipynb #bcb32ed7
 def _dds(s, context):
     "DDS whose scorer begins as the network of a finished uniform training."
     return s.selector(Scorer.like(context.earlier["uniform"].ema.model, s.scorer_sees, s.scorer_clip))
 
-def _trial(sees="xy", **kw): return lambda: DDS(Scorer.like(make_model("tiny_cnn", 10, 1, seed=1), sees, clip=2.0), **kw)
+def _trial(sees="xy", **kw):
+    return lambda: DDS(Scorer.like(make_model("tiny_cnn", 10, 1, seed=1), sees, clip=2.0), **kw)
 
 declare("dds", _dds, settings=DDSSettings, after=("uniform",),
         trials={"dds": _trial(lr=0.05),
                 "dds, input alone": _trial("x", lr=0.05),
                 "dds, released code": _trial(lr=0.05, variant="released", reward="difference"),
-                "dds, all options": _trial(lr=0.05, momentum=0.9, wait_steps=3, reward="reverse", baseline="moving", decay=True),
+                "dds, all options": _trial(lr=0.05, momentum=0.9, wait_steps=3, reward="reverse", baseline="moving",
+                                           decay=True),
                 "retrained dds": _trial(lr=0.0)},
-        card="A second network, the scorer, is rewarded for examples whose gradient agrees with the gradient on held-out data. Three uniform "
+        card="A second network, the scorer, is rewarded for examples whose gradient agrees with the gradient on "
+        "held-out data. Three uniform "
              "steps in time, and a training for the scorer's body before.")

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasel_wb.core import (
-    Batch, Collectives, align, check, check_ids, check_settings, evaluating, id_table, per_example_loss, seeded, setting,
-    structure)
+from .core import (
+    Batch, Collectives, align, check, check_ids, check_settings, evaluating, id_table, per_example_loss,
+    seeded, setting, structure)
 from .examples import Normalise, eval_batches, fetch
 from .models import Slim, classifier, features_and_logits
 from .scores import rank
@@ -114,8 +114,8 @@ class Task:
 
     def offers(self, need: str) -> bool:
         "Whether this task can answer `need`, one of the names that selectors list in `needs`."
-        has = {"dev_batch": self.dev, "score_all": self.train, "n": self.n, "n_classes": self.n_classes, "steps": self.steps,
-               "epochs": self.epochs}
+        has = {"dev_batch": self.dev, "score_all": self.train, "n": self.n, "n_classes": self.n_classes,
+               "steps": self.steps, "epochs": self.epochs}
         return has[need] is not None and not (need == "dev_batch" and len(self.dev) == 0)
 
 # %% ../nbs/05_selectors.ipynb #76cc4eba
@@ -127,7 +127,7 @@ class Seen(NamedTuple):
 
 # %% ../nbs/05_selectors.ipynb #79aeec42
 def _settings(selector) -> dict:
-    "What a method was made with, as text, so that a checkpoint knows it; tensors and the structure of modules as a digest."
+    "What a method was made with, as text for its checkpoint; tensors and the structure of modules as a digest."
     def told(v):
         if isinstance(v, nn.Module): return hashlib.sha256(structure(v).encode()).hexdigest()[:12]
         return hashlib.sha256(v.cpu().numpy().tobytes()).hexdigest()[:12] if isinstance(v, Tensor) else repr(v)
@@ -135,11 +135,13 @@ def _settings(selector) -> dict:
     own = vars(selector) | dict(selector.named_children())
     return {k: told(v) for k, v in own.items() if isinstance(v, plain) and not k.startswith("_") and k != "training"}
 
+# %% ../nbs/05_selectors.ipynb #ec2a6fed
 class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
     needs, suspicious, host, stored = (), (), (), False
     setup_seconds = 0.0   # of learning in `setup`, a cost of the method
-    one_process = ""   # why a method cannot run in several processes; its buffers must be equal in all, for one of them saves
+    # why a method cannot run in several processes; its buffers must be equal in all, for one of them saves
+    one_process = ""
 
     def __init__(self):
         super().__init__()
@@ -160,16 +162,18 @@ class Selector(nn.Module):
     def report(self) -> dict: return {}
 
     def bind(self, task: Task) -> "Selector":
-        "Attach to a task. `ValueError` when the task cannot answer what the method needs, or has examples of one class only."
+        "Attach to a task. `ValueError` when it cannot give what the method needs, or has examples of one class only."
         if missing := [need for need in self.needs if not task.offers(need)]:
             raise ValueError(f"{type(self).__name__} needs {', '.join(missing)}, which this task lacks: "
                              f"pass {', '.join(k.removesuffix('_batch').replace('score_all', 'train') for k in missing)} to Task")
         if task.n_classes is not None and task.n_classes < 2:
             raise ValueError(f"n_classes = {task.n_classes}: must be 2 or more, or there is nothing to learn")
         if task.train is not None and len(task.train) > 1 and (task.train.y == task.train.y[0]).all():
-            raise ValueError(f"train.y = {int(task.train.y[0])} for all {len(task.train)} examples: must have 2 classes or more")
+            raise ValueError(
+                f"train.y = {int(task.train.y[0])} for all {len(task.train)} examples: must have 2 classes or more")
         if self.one_process and task.collectives.world > 1:
-            raise ValueError(f"{type(self).__name__} = {task.collectives.world} processes: must be one, because {self.one_process}")
+            raise ValueError(
+                f"{type(self).__name__} = {task.collectives.world} processes: must be one, because {self.one_process}")
         if self.made_with is None: self.made_with = _settings(self)   # once, before `setup` adds to them
         self.task = task
         self.setup(task)
@@ -180,12 +184,12 @@ class Selector(nn.Module):
         return (self.steps_done / self.task.steps).clamp(max=1)
 
     def epoch(self, e: int) -> Tensor | None:
-        "Final verb: start epoch `e`; the ids to visit, or None for all."
+        "Start epoch `e`; the ids to visit, or None for all. Final."
         self.epoch_number = e
         return self.task.collectives.agree(self.indices())
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        "Final verb: the scalar to descend, from logits [B, C]. `ValueError` on ids or labels that the training set lacks (CPU only)."
+        "The scalar to descend, from logits [B, C]. Final. `ValueError` on ids or labels that are unknown (CPU only)."
         bound = "of the training set that the method is bound to"
         check_ids(batch.idx, self.task.n, "batch.idx", f"the ids {bound}", self.task.table)
         check_ids(batch.y, self.task.n_classes, "batch.y", f"the classes {bound}")
@@ -200,7 +204,7 @@ class Selector(nn.Module):
         return total if extra is None else total + extra
 
     def after_step(self, batch: Batch) -> None:
-        "Final verb: learn from the step that the optimizer just made."
+        "Learn from the step that the optimizer just made. Final."
         self.update(batch)
         self.steps_done += 1
 
@@ -221,7 +225,8 @@ class Uniform(Selector):
 
 # %% ../nbs/05_selectors.ipynb #8b540609
 declare("uniform", lambda s, context: Uniform(),
-        card="Every example once an epoch, all with the same weight: plain training, bit for bit. The measure of all others.")
+        card="Every example once an epoch, all with the same weight: plain training, bit for bit. "
+        "The measure of all others.")
 
 # %% ../nbs/05_selectors.ipynb #128c90b7
 def removed_ids(
@@ -235,8 +240,10 @@ def removed_ids(
     check("any", int, remove_n=remove_n, keep_lowest_n=keep_lowest_n, remove_subsample=remove_subsample)
     n, r, k, m = len(order), remove_n, keep_lowest_n, remove_subsample
     if not -1 <= k < n: raise ValueError(f"keep_lowest_n = {k}: must lie in -1..{n - 1} for {n} examples")
-    if not 0 <= r <= n - max(k, 1): raise ValueError(f"remove_n = {r}: must lie in 0..{n - max(k, 1)} for {n} examples and keep_lowest_n = {k}")
-    if not 0 <= m <= max(k, 0): raise ValueError(f"remove_subsample = {m}: must lie in 0..{max(k, 0)}, the keep_lowest_n")
+    if not 0 <= r <= n - max(k, 1):
+        raise ValueError(f"remove_n = {r}: must lie in 0..{n - max(k, 1)} for {n} examples and keep_lowest_n = {k}")
+    if not 0 <= m <= max(k, 0):
+        raise ValueError(f"remove_subsample = {m}: must lie in 0..{max(k, 0)}, the keep_lowest_n")
     if m and r: raise ValueError(f"remove_subsample = {m} and remove_n = {r}: one of them must be 0")
     if m: return order[:k][torch.randperm(k, generator=generator)[:m]]
     if k < 0: return order[torch.randperm(n, generator=generator)[:r]]
@@ -254,12 +261,14 @@ class Prune(Selector):
     ):
         super().__init__()
         if order is None and (keep_lowest_n not in (0, -1) or remove_subsample):
-            raise ValueError(f"order = None: removal is at random, so keep_lowest_n = {keep_lowest_n} and remove_subsample = {remove_subsample} must be 0")
+            raise ValueError("order = None: removal is at random, "
+                             f"so keep_lowest_n = {keep_lowest_n} and remove_subsample = {remove_subsample} must be 0")
         self.order, self.choice = order, (remove_n, keep_lowest_n if order is not None else -1, remove_subsample)
 
     def setup(self, task):
         order = task.ids if self.order is None else torch.as_tensor(self.order).cpu()
-        if order.ndim != 1 or order.dtype != torch.int64: raise ValueError(f"order: must be a 1-D int64 tensor, is {order.ndim}-D {order.dtype}")
+        if order.ndim != 1 or order.dtype != torch.int64:
+            raise ValueError(f"order: must be a 1-D int64 tensor, is {order.ndim}-D {order.dtype}")
         if not torch.equal(order.sort().values, task.ids.sort().values):
             raise ValueError(f"order: must have each of the {len(task.ids)} ids of the training set once; "
                              f"has {len(order)} ids, so it may be of another data set")
@@ -294,7 +303,9 @@ class RS2(Selector):
         rng = seeded(self.task.seed, f"rs2-{self.shuffles}")
         fresh = self.task.ids[torch.randperm(len(self.task.ids), generator=rng)]
         late = torch.isin(fresh, ids)
-        self.order, self.position, self.shuffles = torch.cat([fresh[~late], fresh[late]]), k - len(ids), self.shuffles + 1
+        self.order = torch.cat([fresh[~late], fresh[late]])
+        self.position = k - len(ids)
+        self.shuffles = self.shuffles + 1
         return torch.cat([ids, self.order[:self.position]])
 
 # %% ../nbs/05_selectors.ipynb #e190a977
@@ -309,7 +320,8 @@ declare("uniform-short", lambda s, context: Uniform(), settings=Budget, trials={
         card="Uniform training on the schedule of a smaller budget: what anyone can have for the same cost.")
 
 declare("rs2", lambda s, context: RS2(s.budget), settings=Budget, trials={"rs2": lambda: RS2(0.3)},
-        card="Each epoch visits the next share of a shuffled order, so that all examples are visited equally often. It costs that share.")
+        card="Each epoch visits the next share of a shuffled order, so that all examples are visited equally often. "
+        "It costs that share.")
 
 # %% ../nbs/05_selectors.ipynb #9ea6435b
 def infobatch_sample(
@@ -371,7 +383,8 @@ class InfoBatchSettings:
 
 declare("infobatch", lambda s, context: InfoBatch(s.infobatch_r, s.infobatch_delta), settings=InfoBatchSettings,
         trials={"infobatch": InfoBatch, "infobatch, never whole": lambda: InfoBatch(0.7, delta=1.0)},
-        card="Leaves out a random share of the examples with a loss below the mean and weighs up the others like them; no pass of its own.")
+        card="Leaves out a random share of the examples with a loss below the mean and weighs up the others like them; "
+        "no pass of its own.")
 
 # %% ../nbs/05_selectors.ipynb #b086452b
 def margin_to_boundary(
@@ -390,6 +403,7 @@ def margin_to_boundary(
 # %% ../nbs/05_selectors.ipynb #064566c7
 SHAPES = {"power": lambda j, last, p: (j + 1) ** -p, "linear": lambda j, last, p: 1 - j / last}
 
+# %% ../nbs/05_selectors.ipynb #b734e1bd
 def margin_schedule(
     budget: float,   # mean share of the examples over all epochs, in (0, 1]
     epochs: int,     # E
@@ -410,7 +424,8 @@ def margin_schedule(
     shares = [(1 - b) * v + b for v in s]
     if not 0 < shares[-1] <= 1 + 1e-9:
         least = (warmup + sum((v - s[-1]) / (1 - s[-1]) for v in s)) / epochs
-        raise ValueError(f"budget = {budget}: a {shape} schedule over {epochs} epochs with a warm-up of {warmup} can spend more than "
+        raise ValueError(f"budget = {budget}: a {shape} schedule over {epochs} epochs with a warm-up of {warmup} can "
+                         "spend more than "
                          f"{least:.2f} and at most 1 of them")
     return [1.0] * warmup + [min(v, 1.0) for v in shares]
 
@@ -437,7 +452,8 @@ class DynaMS(Selector):
         self.proxy = None if self.proxy_width is None else Slim(task.model, self.proxy_width)
         self.kept = None
         if (width := classifier(task.model).out_features) != (task.n_classes or width):
-            raise ValueError(f"the model's last linear layer has {width} outputs: must have {task.n_classes}, one per class")
+            raise ValueError(
+                f"the model's last linear layer has {width} outputs: must have {task.n_classes}, one per class")
 
     def score(self, model: nn.Module) -> Tensor:
         "Margins [n] of the training set by the model or by its proxy."
@@ -445,7 +461,8 @@ class DynaMS(Selector):
         def margins(b):
             with self.task.autocast(): h, _ = features_and_logits(model, b.x)
             with torch.autocast(h.device.type, enabled=False):   # differences of like numbers: in float32 at least
-                return margin_to_boundary(h.float(), head.weight[:, :h.shape[1]].float(), None if head.bias is None else head.bias.float(), b.y)
+                return margin_to_boundary(h.float(), head.weight[:, :h.shape[1]].float(),
+                                          None if head.bias is None else head.bias.float(), b.y)
         with evaluating(model): return self.task.score_all(margins)
 
     def smallest(self, margins: Tensor, k: int) -> Tensor:
@@ -471,12 +488,14 @@ class DynaMS(Selector):
         self.task.passes += self.task.collectives.count(batch.y)
         with self.task.autocast(): logits = self.proxy(batch.x)
         teacher = F.log_softmax(self.seen.logits.float(), 1)
-        distilled = (teacher.exp() * (teacher - F.log_softmax(logits.float(), 1))).sum(1)   # Kullback-Leibler; F.kl_div has no gradient on XLA
+        # Kullback-Leibler; F.kl_div has no gradient on XLA
+        distilled = (teacher.exp() * (teacher - F.log_softmax(logits.float(), 1))).sum(1)
         return self.task.collectives.mean(self.task.loss_fn(logits, batch.y) + distilled)
 
     def agreement(self) -> dict:
-        "How well the proxy ranks: Spearman correlation of all margins, and the share of the kept examples that the model would keep."
-        if self.proxy is None or self.kept is None: raise ValueError("agreement: needs a proxy, and an epoch with a selection behind it")
+        "How well the proxy ranks: Spearman correlation of all margins, share of the kept that the model would keep."
+        if self.proxy is None or self.kept is None:
+            raise ValueError("agreement: needs a proxy, and an epoch with a selection behind it")
         with extra("workbench"): from scipy.stats import spearmanr
         full, slim = self.score(self.task.model).cpu(), self.score(self.proxy).cpu()
         ids, k = self.task.ids, len(self.kept)
@@ -493,7 +512,8 @@ class DynaMSRecipe(Budget):
     dynams_every: int = setting(5, "epochs between selections", "positive")
     dynams_shape: str = setting("power", "how the share falls", tuple(SHAPES))
     dynams_power: float = setting(1.0, "exponent of the power schedule", "positive")
-    proxy: float = setting(0.0, "width of the slim network that scores, as a share of the channels; 0: the model itself scores", "share")
+    proxy: float = setting(
+        0.0, "width of the slim network that scores, as a share of the channels; 0: the model itself scores", "share")
 
     def selector(self, proxy: float | None = None) -> DynaMS:
         "DynaMS with these settings; `proxy` instead of the recipe's."
@@ -507,7 +527,8 @@ def _with_proxy(s, context):
 
 declare("dynams", lambda s, context: s.selector(proxy=0), settings=DynaMSRecipe,
         trials={"dynams": lambda: DynaMS(0.7, warmup=1, every=2)},
-        card="After a warm-up keeps the examples nearest to the decision boundary, on a schedule that meets a budget; a pass over "
+        card="After a warm-up keeps the examples nearest to the decision boundary, on a schedule that meets a budget; "
+        "a pass over "
              "everything at each selection.")
 
 declare("dynams-proxy", _with_proxy, settings=DynaMSRecipe,
@@ -515,4 +536,4 @@ declare("dynams-proxy", _with_proxy, settings=DynaMSRecipe,
         card="DynaMS with a slim network of shared weights that does the scoring and is trained along in every step.")
 
 # %% ../nbs/05_selectors.ipynb #c393a24e
-__getattr__ = moved("selectors")   # names that went to other rooms, for one version
+__getattr__ = moved("selectors")   # names that went to other modules, for one version

@@ -1,4 +1,5 @@
-"""Translation training on other engines: two processes equal one in float64; XLA equals eager PyTorch, compiles once, is split and resumed."""
+"""Translation training on other engines: two processes equal one in
+float64; XLA equals eager PyTorch, compiles once, is split and resumed."""
 import json
 import os
 import signal
@@ -20,8 +21,8 @@ XLA = {"PJRT_DEVICE": "CPU", "XLA_FLAGS": "--xla_backend_optimization_level=0"} 
 def job(*command, env=None, **task):
     "Start tests/nmt_job.py."
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"} | (env or {})
-    return subprocess.Popen([*(command or [sys.executable]), str(HERE / "nmt_job.py"), json.dumps(task)], env=env, cwd=HERE.parent,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([*(command or [sys.executable]), str(HERE / "nmt_job.py"), json.dumps(task)], env=env,
+                            cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def on_xla(devices=1, **task):
@@ -38,14 +39,18 @@ def both(tmp_path, *jobs):
 def test_two_processes_equal_one(tmp_path):
     "A few blocks of each method; one process translates and all of them know the scores."
     task = dict(do="each", methods=list(METHODS), steps=16)
-    ones, twos, _ = both(tmp_path, job(out=str(tmp_path / "1.pt"), **task), job(*TORCHRUN, "2", out=str(tmp_path / "2.pt"), **task))
+    ones, twos, _ = both(tmp_path, job(out=str(tmp_path / "1.pt"), **task),
+                         job(*TORCHRUN, "2", out=str(tmp_path / "2.pt"), **task))
     second = torch.load(tmp_path / "2.pt.1", weights_only=True)
     for method in METHODS:
         one, two = ones[method], twos[method]
         assert one.keys() == two.keys() and one["blocks"] == two["blocks"] and one["passes"] == two["passes"]
-        assert one["passes"] == {"dds": 2 * 4 * 16, "tcs_dds": 2 * 4 * 16, "dds, dot, projected": 2 * 2 * 4 * 16}.get(method, 0)
+        assert one["passes"] == {"dds": 2 * 4 * 16, "tcs_dds": 2 * 4 * 16, "dds, dot, projected": 2 * 2 * 4 * 16}.get(
+            method, 0)
         for name, a in one.items():
-            if isinstance(a, torch.Tensor): torch.testing.assert_close(two[name], a, rtol=1e-10, atol=1e-10, equal_nan=True, msg=lambda m: f"{method}, {name}: {m}")
+            if isinstance(a, torch.Tensor):
+                torch.testing.assert_close(two[name], a, rtol=1e-10, atol=1e-10, equal_nan=True,
+                                           msg=lambda m: f"{method}, {name}: {m}")
         assert two["meters"] == pytest.approx(one["meters"], rel=1e-10) and second[method]["results"] == two["results"]
         for split in ("dev", "test"): assert two["results"][split] == pytest.approx(one["results"][split], rel=1e-10)
 
@@ -71,13 +76,15 @@ def test_two_virtual_devices_equal_one(tmp_path):
     assert "batches of [26, 16] pairs on 2 devices" in said
     for name, a in one["tcs_dds"].items():
         atol = 1e-4 if name.startswith("selector/") else 1e-5   # Adam on ψ magnifies what rounding leaves
-        torch.testing.assert_close(two["tcs_dds"][name], a, rtol=0, atol=atol, equal_nan=True, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(two["tcs_dds"][name], a, rtol=0, atol=atol, equal_nan=True,
+                                   msg=lambda m: f"{name}: {m}")
 
 
 def test_killed_and_resumed_on_xla_is_bit_equal(tmp_path):
     "DDS with dropout, kill -9 between two checkpoints in mid-block, and on; as if nothing had been."
     from test_xla_devices import interrupt
-    whole, stopped = (dict(do="whole", method="dds", folder=str(tmp_path / f), device="xla", dropout=0.2, steps=40) for f in ("whole", "stopped"))
+    whole, stopped = (dict(do="whole", method="dds", folder=str(tmp_path / f), device="xla", dropout=0.2, steps=40)
+                      for f in ("whole", "stopped"))
     undisturbed, first = on_xla(**whole), on_xla(**stopped)
     interrupt(first, stopped["folder"], signal.SIGKILL)
     end(first, -signal.SIGKILL)
@@ -88,4 +95,5 @@ def test_killed_and_resumed_on_xla_is_bit_equal(tmp_path):
     for part in ("model", "ema", "selector"):
         for k, t in a["parts"][part].items():
             if isinstance(t, torch.Tensor): assert torch.equal(b["parts"][part][k], t), f"{part}/{k}"
-    for a, b in zip(*(s["parts"]["optimizer"]["state"].values() for s in (a, b))): assert all(torch.equal(a[k], b[k]) for k in a)
+    for a, b in zip(*(s["parts"]["optimizer"]["state"].values() for s in (a, b))):
+        assert all(torch.equal(a[k], b[k]) for k in a)

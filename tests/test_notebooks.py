@@ -33,17 +33,20 @@ def test_every_run_notebook_is_an_experiment():
 def test_parameters_cell(name):
     "Exactly the fields of the settings, with their types and comments, all None but the recipe."
     e = EXPERIMENTS[name]
-    lines = [re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line) for line in parameters(name).splitlines() if not line.startswith("#")]
+    lines = [re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line)
+             for line in parameters(name).splitlines() if not line.startswith("#")]
     assert all(lines)
     there = {m[1]: (m[2], m[4]) for m in lines}
     def plain(hint): return next((k for k in get_args(hint) if k is not type(None)), hint).__name__
-    here = {f.name: (plain(get_type_hints(c)[f.name]), f.metadata["doc"]) for c in (runs.RunRecipe, *e.parts().values()) for f in fields(c)}
+    here = {f.name: (plain(get_type_hints(c)[f.name]), f.metadata["doc"]) for c in (runs.RunRecipe, *e.parts().values())
+            for f in fields(c)}
     assert there == here and len(lines) == len(here)
     assert {m[1]: m[3] for m in lines if m[3] != "None"} == {"recipe": '"auto"'}
     assert parameters(name) == experiments.parameter_cell(name)   # `make parameters` writes it
     namespace = {}
     exec(parameters(name), namespace)
-    assert experiments.settings(name, namespace) == runs.resolve({"recipe": "quick"}, e.recipes(), e.published, **e.parts())
+    assert (experiments.settings(name, namespace) == runs.resolve({"recipe": "quick"}, e.recipes(), e.published,
+                                                                  **e.parts()))
 
 
 def test_a_parameter_cell_edited_by_hand(tmp_path, monkeypatch, capsys):
@@ -62,7 +65,8 @@ def test_a_parameter_cell_edited_by_hand(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("change, text", [
-    (dict(default=0.7), "budget: Other declares it with the default 0.7, DynaMSRecipe with 0.6; one name must mean one thing"),
+    (dict(default=0.7),
+     "budget: Other declares it with the default 0.7, DynaMSRecipe with 0.6; one name must mean one thing"),
     (dict(rule="share"), "the rule 'share', DynaMSRecipe with 'fraction'"),
     (dict(doc="euros"), "the comment 'euros', DynaMSRecipe with 'mean share")])
 def test_a_field_that_two_classes_declare_with_different_meaning(change, text):
@@ -71,19 +75,20 @@ def test_a_field_that_two_classes_declare_with_different_meaning(change, text):
     same = dict(default=f.default, doc=f.metadata["doc"], rule=f.metadata["rule"])
     def other(**kw): return make_dataclass("Other", [("budget", float, setting(**same | kw))], frozen=True)
     experiments.check_agreement([*parts.values(), other()])
-    with pytest.raises(ValueError, match=re.escape(text)): experiments.check_agreement([*parts.values(), other(**change)])
+    with pytest.raises(ValueError, match=re.escape(text)):
+        experiments.check_agreement([*parts.values(), other(**change)])
 
 
 @pytest.fixture(scope="module")
 def execute(tmp_path_factory):
-    "Runs a notebook through papermill; gives its run folder and the executed notebook. The folder is removed after the tests."
+    "Runs a notebook through papermill; gives its run folder, removed after the tests, and the executed notebook."
     folders = []
     def run(name, /, **given):
         run_name = given.get("name", f"test-{name}-{uuid.uuid4().hex[:8]}")
         folders.append(ROOT / "papermill_runs" / run_name)
         out = tmp_path_factory.mktemp(name) / "run.ipynb"
-        done = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", out, dict(recipe="quick", name=run_name) | given,
-                                          cwd=ROOT, progress_bar=False)
+        done = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", out,
+                                          dict(recipe="quick", name=run_name) | given, cwd=ROOT, progress_bar=False)
         return folders[-1], done
     yield run
     for f in folders: shutil.rmtree(f, ignore_errors=True)
@@ -91,7 +96,8 @@ def execute(tmp_path_factory):
 
 def charts(notebook):
     "How many charts an executed notebook shows."
-    return sum(any("vegalite" in kind for kind in o.get("data", {})) for c in notebook.cells for o in c.get("outputs", []))
+    return sum(any("vegalite" in kind for kind in o.get("data", {})) for c in notebook.cells
+               for o in c.get("outputs", []))
 
 
 def trained(folder):
@@ -102,7 +108,8 @@ def trained(folder):
 def test_compare(execute):
     "Every kind of method; that each of them trains is tested in test_recipes."
     methods = "forgetting,infobatch,data-parameters,dds"
-    folder, notebook = execute("run_compare", methods=methods, epochs=3, n_train=448, dev_size=64, seeds=2, warmup_steps=4)
+    folder, notebook = execute("run_compare", methods=methods, epochs=3, n_train=448, dev_size=64, seeds=2,
+                               warmup_steps=4)
     table = runs.read_results(folder).set_index("method")
     assert list(table.index) == ["uniform", "uniform-short", "rs2", *methods.split(",")] and (table.n == 2).all()
     assert table["mean"].between(0, 100).all() and table["diff"].drop("uniform").notna().all()
@@ -115,7 +122,8 @@ def test_compare(execute):
 def test_data_parameters(execute):
     folder, notebook = execute("run_data_parameters", epochs=12, seeds=2)
     table = runs.read_results(folder).set_index("method")
-    assert table.loc["data-parameters", "auroc"] > 0.75 and pd.isna(table.loc["uniform", "auroc"]) and charts(notebook) >= 6
+    assert table.loc["data-parameters", "auroc"] > 0.75 and pd.isna(table.loc["uniform", "auroc"])
+    assert charts(notebook) >= 6
     metrics = pd.read_parquet(folder / "metrics.parquet")
     sigma = metrics[metrics.name == "sigma/inst/noisy/mean"].value
     assert sigma.iloc[-1] > metrics[metrics.name == "sigma/inst/clean/mean"].value.iloc[-1]
@@ -145,23 +153,29 @@ def test_dynams(execute):
     full = table.loc["uniform", "examples"]
     assert table.loc["rs2", "examples"] / full == pytest.approx(0.6, abs=0.02)
     assert table.loc["dynams", "examples"] / full == pytest.approx(0.6 + 3 / 8, abs=0.03)     # and three scoring passes
-    agreement = next(o.data["text/html"] for c in notebook.cells if "agreements" in c.source for o in c.get("outputs", []) if "data" in o)
+    agreement = next(o.data["text/html"] for c in notebook.cells if "agreements" in c.source
+                     for o in c.get("outputs", []) if "data" in o)
     assert "spearman" in agreement
 
 
 def test_translation(execute):
-    "Two methods and two seeds; then the same command on the finished folder, which trains nothing and gives the same table."
-    given = dict(method="tcs_dds,related", lang="be", steps=40, eval_every=20, log_every=10, save_every=20, seeds=2, high=600, block=300, updates=10,
-                 gradient_batches=1, test_size=30, dev_size=30, hidden=32)
+    "Two methods and two seeds; the same command on the finished folder trains nothing and gives the same table."
+    given = dict(method="tcs_dds,related", lang="be", steps=40, eval_every=20, log_every=10, save_every=20, seeds=2,
+                 high=600, block=300, updates=10, gradient_batches=1, test_size=30, dev_size=30, hidden=32)
     folder, notebook = execute("run_nmt", **given)
     table = runs.read_results(folder).set_index("method")
-    assert list(table.index) == ["uniform", "tcs_dds", "related"] and (table.n == 2).all() and table.attrs["metric"] == "BLEU"
+    assert list(table.index) == ["uniform", "tcs_dds", "related"] and (table.n == 2).all()
+    assert table.attrs["metric"] == "BLEU"
     assert table["mean"].between(0, 100).all() and table.chrf.between(0, 100).all() and charts(notebook) >= 5
-    assert table.examples["tcs_dds"] > table.examples["uniform"]                              # the gradients are counted
+    # the gradients are counted
+    assert table.examples["tcs_dds"] > table.examples["uniform"]
     metrics = pd.read_parquet(folder / "metrics.parquet")
     usage = metrics[metrics.name.str.startswith("usage/")].groupby(["method", "seed", "step"]).value.sum()
-    assert ((usage - 1).abs() < 1e-6).all() and metrics[(metrics.method == "tcs_dds") & (metrics.name == "reward/ru") & (metrics.step == 40)].value.notna().all()
-    assert (pd.read_csv(folder / "bootstrap.csv", index_col=0).loc[["tcs_dds", "related"], ["seed 0", "seed 1"]] <= 1).all(axis=None)
+    assert ((usage - 1).abs() < 1e-6).all()
+    assert metrics[(metrics.method == "tcs_dds") & (metrics.name == "reward/ru")
+                   & (metrics.step == 40)].value.notna().all()
+    assert (pd.read_csv(folder / "bootstrap.csv", index_col=0).loc[["tcs_dds", "related"],
+                                                                   ["seed 0", "seed 1"]] <= 1).all(axis=None)
     again, _ = execute("run_nmt", **given, name=folder.name)
     assert again == folder
     pd.testing.assert_frame_equal(runs.read_results(folder), table.reset_index(), check_exact=True)
@@ -170,7 +184,8 @@ def test_translation(execute):
 def test_dds_on_xla(execute):
     "The whole notebook on XLA's CPU runtime; compilations end with the first evaluation."
     pytest.importorskip("torch_xla")
-    folder, notebook = execute("run_dds", device="xla", steps=60, warmup_steps=10, scorer_steps=40, seeds=1, eval_every=20, log_every=10)
+    folder, notebook = execute("run_dds", device="xla", steps=60, warmup_steps=10, scorer_steps=40, seeds=1,
+                               eval_every=20, log_every=10)
     assert trained(folder) == ["uniform", "dev-only", "dds"] and charts(notebook) >= 5
     metrics = pd.read_parquet(folder / "dds-0" / "metrics.parquet")
     compiles = metrics[metrics.name == "xla/compiles"].set_index("step").value
@@ -189,7 +204,8 @@ def test_dds_on_xla(execute):
     ("run_nmt", dict(lang="ax"), "lang = 'ax': must be one of az"),
     ("run_nmt", dict(target_vocab=500), "target_vocab = 500: must be at most"),
     ("run_nmt", dict(lang="tr"), "related: related = '': must name the relative of 'tr', one of az, be, "),
-    ("run_nmt", dict(languages="az,ru", source_vocab=100), "related: related = 'tr': must name the relative of 'az', one of ru; or leave"),
+    ("run_nmt", dict(languages="az,ru", source_vocab=100),
+     "related: related = 'tr': must name the relative of 'az', one of ru; or leave"),
     ("run_nmt", dict(max_tokens=20), "max_tokens = 20: must be at least"),
 ])
 def test_bad_input_stops_before_training(execute, name, given, text):

@@ -1,4 +1,5 @@
-"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it."""
+"""The first look of the papermill command at its parameters: what it
+sees, what it refuses, and that nothing large is imported for it."""
 import base64
 import json
 import subprocess
@@ -15,13 +16,15 @@ from datasel_wb.experiments import EXPERIMENTS, described
 from datasel_wb.settings import check_values, describe, known_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", "ipykernel", "datasel_wb.core", "datasel_wb.runs")
+LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", "ipykernel", "datasel_wb.core",
+         "datasel_wb.runs")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_file_is_what_the_classes_say(name):
     e = EXPERIMENTS[name]
-    said = json.loads(json.dumps(describe(known_settings(runs.RunRecipe, *e.parts().values()), e.recipes(), e.published)))
+    said = json.loads(
+        json.dumps(describe(known_settings(runs.RunRecipe, *e.parts().values()), e.recipes(), e.published)))
     assert json.loads(FILE.read_text())[name] == said, "run make parameters"
     assert FILE.read_text() == described()
 
@@ -29,11 +32,14 @@ def test_the_file_is_what_the_classes_say(name):
 def test_nothing_large_is_imported_before_the_check():
     "In a process of its own; that the list is of names that a run does import is shown by the second one."
     argv = [str(ROOT / "nbs/run_dds.ipynb"), "-p", "batchsize", "64"]
-    code = f"import sys; from datasel_wb.command import refused; print(refused({argv}), [m for m in {LARGE} if m in sys.modules])"
+    code = (f"import sys; from datasel_wb.command import refused; print(refused({argv}), "
+            f"[m for m in {LARGE} if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.stdout == "True []\n" and done.stderr == "ValueError: batchsize: no such parameter; did you mean 'batch_size'?\n"
+    assert done.stdout == "True []\n"
+    assert done.stderr == "ValueError: batchsize: no such parameter; did you mean 'batch_size'?\n"
     code = f"import sys, datasel_wb.runs, papermill.cli; print([m for m in {LARGE} if m not in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300).stdout in ("['ipykernel']\n", "[]\n")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300).stdout in (
+        "['ipykernel']\n", "[]\n")
 
 
 @pytest.mark.parametrize("name, given, text", [
@@ -61,15 +67,20 @@ def test_what_is_refused(name, given, text):
 
 def test_a_file_of_parameters(tmp_path):
     (tmp_path / "p.yaml").write_text("steps: 0\n")
-    with pytest.raises(ValueError, match="steps = 0"): check_command([str(ROOT / "nbs/run_dds.ipynb"), "-f", str(tmp_path / "p.yaml")])
-    check_command([str(ROOT / "nbs/run_dds.ipynb"), "-f", str(tmp_path / "p.yaml"), "-p", "steps", "3"])   # the later one counts
-    check_command([str(ROOT / "nbs/run_dds.ipynb"), "-f", str(tmp_path / "none.yaml")])                    # papermill says so
+    with pytest.raises(ValueError, match="steps = 0"):
+        check_command([str(ROOT / "nbs/run_dds.ipynb"), "-f", str(tmp_path / "p.yaml")])
+    # the later one counts
+    check_command([str(ROOT / "nbs/run_dds.ipynb"), "-f", str(tmp_path / "p.yaml"), "-p", "steps", "3"])
+    # papermill says so
+    check_command([str(ROOT / "nbs/run_dds.ipynb"), "-f", str(tmp_path / "none.yaml")])
 
 
 @pytest.mark.parametrize("argv", [
-    ["nbs/run_dds.ipynb", "-p", "steps", "3", "-p", "recipe", "quick"], ["nbs/run_dds.ipynb", "-p", "flip", "true"], ["nbs/run_dds.ipynb"],
-    ["nbs/run_dds.ipynb", "-p", "name", "None"], ["--help"], [], ["nbs/tour.ipynb", "-p", "batchsize", "3"], ["-p", "steps"],
-    ["--help-notebook", "nbs/run_dds.ipynb", "-p", "batchsize", "3"], ["nbs/run_dds.ipynb", "-p", "dataset", "./somewhere"]])
+    ["nbs/run_dds.ipynb", "-p", "steps", "3", "-p", "recipe", "quick"], ["nbs/run_dds.ipynb", "-p", "flip", "true"],
+    ["nbs/run_dds.ipynb"], ["nbs/run_dds.ipynb", "-p", "name", "None"], ["--help"], [],
+    ["nbs/tour.ipynb", "-p", "batchsize", "3"], ["-p", "steps"],
+    ["--help-notebook", "nbs/run_dds.ipynb", "-p", "batchsize", "3"],
+    ["nbs/run_dds.ipynb", "-p", "dataset", "./somewhere"]])
 def test_what_passes(argv, monkeypatch):
     monkeypatch.chdir(ROOT)
     check_command(argv)
@@ -82,9 +93,11 @@ def test_a_notebook_of_somebody_elses_passes(tmp_path, monkeypatch):
 
 def test_an_unknown_name_may_be_of_another_package(monkeypatch):
     "Whose methods bring settings; what is known is checked all the same."
-    monkeypatch.setattr("datasel_wb.command.entry_points", lambda group: ["one"] if group == "datasel_wb.methods" else [])
+    monkeypatch.setattr("datasel_wb.command.entry_points",
+                        lambda group: ["one"] if group == "datasel_wb.methods" else [])
     check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5"])
-    with pytest.raises(ValueError, match="seeds = 0"): check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5", "-p", "seeds", "0"])
+    with pytest.raises(ValueError, match="seeds = 0"):
+        check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5", "-p", "seeds", "0"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -99,19 +112,22 @@ def test_values_are_read_as_papermill_reads_them():
 
 
 def test_all_options_of_papermill_with_a_value_are_known():
-    there = {o: p.nargs for p in papermill.params if isinstance(p, click.Option) and not p.is_flag for o in (*p.opts, *p.secondary_opts)}
+    there = {o: p.nargs for p in papermill.params if isinstance(p, click.Option) and not p.is_flag
+             for o in (*p.opts, *p.secondary_opts)}
     assert TAKES == there
 
 
 def test_a_command_line_in_parts():
-    paths, options = read_command(["--cwd=x", "-psteps", "3", "a.ipynb", "b.ipynb", "--parameters", "lr", "0.1", "--log-output", "-k", "mine"])
+    paths, options = read_command(["--cwd=x", "-psteps", "3", "a.ipynb", "b.ipynb", "--parameters", "lr", "0.1",
+                                   "--log-output", "-k", "mine"])
     assert paths == ["a.ipynb", "b.ipynb"] and parameters(options) == dict(steps=3, lr=0.1) and project_root() == ROOT
 
 
 def test_the_command_of_the_environment_looks_first():
     "What make writes, up to the exit status; beside a machine's speed: nothing but the check has run."
     script = (ROOT / "Makefile").read_text().split("define PAPERMILL\n")[1].split("endef")[0]
-    done = subprocess.run([sys.executable, "-c", script, str(ROOT / "nbs/run_dds.ipynb"), "-p", "steps", "0"], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", script, str(ROOT / "nbs/run_dds.ipynb"), "-p", "steps", "0"],
+                          capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and done.stderr == "ValueError: steps = 0: must be above 0\n" and done.stdout == ""
 
 

@@ -11,7 +11,8 @@ from datasel_wb.datasets import load_data
 from datasel_wb.experiments import EXPERIMENTS
 from datasel_wb.scores import SCORES
 from datasel_wb.models import small_cnn
-from datasel_wb.recipes import METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for, scores_of, train_method
+from datasel_wb.recipes import (METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for,
+                                scores_of, train_method)
 from datasel_wb.registry import Context
 from datasel_wb.selectors import RS2, InfoBatch, Prune, Task
 from datasel_wb.checkpoints import Checkpoints
@@ -23,11 +24,13 @@ PARTS = {e.book.split(".")[1]: e.parts() for e in EXPERIMENTS.values() if e.book
 
 def settings(**kw):
     train = dict(model="tiny_cnn", epochs=3, batch_size=64, warmup_steps=3, log_every=5, eval_every=10, save_every=7)
-    given = dict(n_train=400, dev_size=60, noise=0.4, dynams_warmup=1, dynams_every=1, proxy=0.5, inst_lr=5.0, scorer_lr=0.01) | train | kw
+    given = (dict(n_train=400, dev_size=60, noise=0.4, dynams_warmup=1, dynams_every=1, proxy=0.5, inst_lr=5.0,
+                  scorer_lr=0.01) | train | kw)
     parts = PARTS["COMPARE_RECIPES"] | {"run": runs.RunRecipe}
     known = {f.name for c in parts.values() for f in fields(c)}
     assert not set(given) - known
-    return SimpleNamespace(**{k: c(**{f.name: given[f.name] for f in fields(c) if f.name in given}) for k, c in parts.items()})
+    return SimpleNamespace(**{k: c(**{f.name: given[f.name] for f in fields(c) if f.name in given})
+                              for k, c in parts.items()})
 
 
 @pytest.mark.parametrize("book, recipe", [(b, r) for b in PARTS for r in getattr(recipes, b)])
@@ -42,19 +45,25 @@ def test_every_recipe_is_valid_and_uses_every_value_it_gives(book, recipe):
 
 
 def test_published_data_parameters():
-    r = runs.resolve({"recipe": "cifar100-wrn28-10"}, recipes.DATA_PARAMETERS_RECIPES, "", **PARTS["DATA_PARAMETERS_RECIPES"])
+    r = runs.resolve({"recipe": "cifar100-wrn28-10"}, recipes.DATA_PARAMETERS_RECIPES, "",
+                     **PARTS["DATA_PARAMETERS_RECIPES"])
     steps = replace(r.train, steps=120 * 390)          # 50,000 examples in batches of 128
     drops = [e for e in range(1, 120) if steps.lr_at(e * 390) < steps.lr_at(e * 390 - 1)]
-    assert drops == [80, 100] and steps.lr_at(0) == 0.1 and r.train.stop_epoch == 84   # the third drop, at 160, lies behind the 120 epochs
+    # the third drop, at 160, lies behind the 120 epochs
+    assert drops == [80, 100] and steps.lr_at(0) == 0.1 and r.train.stop_epoch == 84
     assert (r.data.noise, r.data.noise_kind, r.dp.level, r.dp.inst_lr) == (0.4, "swap", "inst", 0.2)
-    joint = runs.resolve({"recipe": "imagenet-joint"}, recipes.DATA_PARAMETERS_RECIPES, "", **PARTS["DATA_PARAMETERS_RECIPES"]).dp.selector()
-    assert {k: (s.lr, s.init, s.weight_decay) for k, s in joint.settings.items()} == {"cls": (0.1, 1.0, 1e-4), "inst": (0.8, 0.001, 1e-8)}
+    joint = runs.resolve({"recipe": "imagenet-joint"}, recipes.DATA_PARAMETERS_RECIPES, "",
+                         **PARTS["DATA_PARAMETERS_RECIPES"]).dp.selector()
+    assert {k: (s.lr, s.init, s.weight_decay) for k, s in joint.settings.items()} == {
+        "cls": (0.1, 1.0, 1e-4), "inst": (0.8, 0.001, 1e-8)}
 
 
 def test_steps_given_by_hand_win_over_the_epochs_of_a_recipe():
     parts = PARTS["DATA_PARAMETERS_RECIPES"]
-    assert runs.resolve({"recipe": "quick", "steps": 50}, recipes.DATA_PARAMETERS_RECIPES, "", **parts).train.epochs == 0
-    assert runs.resolve({"epochs": 9}, recipes.DATA_PARAMETERS_RECIPES, "cifar100-wrn28-10", **parts).run.recipe == "cifar100-wrn28-10"
+    assert runs.resolve({"recipe": "quick", "steps": 50}, recipes.DATA_PARAMETERS_RECIPES, "",
+                        **parts).train.epochs == 0
+    assert runs.resolve({"epochs": 9}, recipes.DATA_PARAMETERS_RECIPES, "cifar100-wrn28-10",
+                        **parts).run.recipe == "cifar100-wrn28-10"
 
 
 # --- epochs
@@ -135,27 +144,35 @@ def test_every_method_trains_and_its_cost_is_counted(data, tmp_path):
         r = runs.record(name, training, *stages, auroc=detection(training))
         seen[name] = r["examples"]
         assert r["accuracy"] > 0 and (stages == []) == (r["pretrain_seconds"] == 0)
-        assert 0 <= r["auroc"] <= 1 or name in ("uniform", "uniform-short", "rs2", "random", "forgetting", "max_loss_increase", "el2n")
+        assert (0 <= r["auroc"] <= 1 or name in ("uniform", "uniform-short", "rs2", "random", "forgetting",
+                                                 "max_loss_increase", "el2n"))
     assert set(seen) == set(METHODS) and seen["uniform"] == 3 * 6 * 64
     assert seen["uniform-short"] == 2 * 6 * 64 and seen["rs2"] == seen["random"] == 3 * 3 * 64
-    assert seen["forgetting"] == seen["uniform"] + 3 * 3 * 64              # the training that gave the scores is charged
-    assert seen["batchweight"] == 18 * (64 + 64 + 64)                      # the batch, a dev batch, one pass for the alignment
+    # the training that gave the scores is charged
+    assert seen["forgetting"] == seen["uniform"] + 3 * 3 * 64
+    # the batch, a dev batch, one pass for the alignment
+    assert seen["batchweight"] == 18 * (64 + 64 + 64)
     assert seen["dds"] > 3 * seen["uniform"] and seen["dynams"] < seen["uniform"] + 2 * 400
-    assert seen["dynams-proxy"] == seen["dynams"] + (seen["dynams"] - 2 * 400)   # each step of the model is one of the proxy
+    # each step of the model is one of the proxy
+    assert seen["dynams-proxy"] == seen["dynams"] + (seen["dynams"] - 2 * 400)
 
 
 def test_same_start_for_all_methods(data):
     s = settings()
-    starts = [Training(recipe_for(n, s), data, METHODS[n].selector(s, Context(data)), seed=5) for n in ("uniform", "rs2", "spcl", "data-parameters")]
-    for t in starts[1:]: assert all(torch.equal(a, b) for a, b in zip(starts[0].model.parameters(), t.model.parameters()))
+    starts = [Training(recipe_for(n, s), data, METHODS[n].selector(s, Context(data)), seed=5)
+              for n in ("uniform", "rs2", "spcl", "data-parameters")]
+    for t in starts[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(starts[0].model.parameters(), t.model.parameters()))
 
 
 def test_uniform_the_shortened_schedule_and_rs2_are_always_in():
-    assert CompareRecipe("dds").names() == ["uniform", "uniform-short", "rs2", "dds"] and set(CompareRecipe().names()) == set(METHODS)
+    assert CompareRecipe("dds").names() == ["uniform", "uniform-short", "rs2", "dds"]
+    assert set(CompareRecipe().names()) == set(METHODS)
 
 
 def test_never_presented_examples_are_kept_by_pruning():
-    table = pd.DataFrame({"id": [0, 1, 2, 3], "presentations": [3, 0, 3, 3], "max_loss_increase": [2.0, float("nan"), 1.0, -float("inf")]})
+    table = pd.DataFrame({"id": [0, 1, 2, 3], "presentations": [3, 0, 3, 3],
+                          "max_loss_increase": [2.0, float("nan"), 1.0, -float("inf")]})
     order = order_of(table, "max_loss_increase")
     assert order.tolist() == [3, 2, 0, 1]
     assert 1 in Prune(order, remove_n=3).bind(Task(small_cnn(), n=4)).kept
@@ -166,7 +183,8 @@ def test_every_score_can_be_swept_from_its_easy_end(data):
     training = fit(settings(epochs=8).train, data, model=small_cnn(10, 1))
     passes = training.selector.task.passes
     table = scores_of(training, SCORES)
-    assert set(SCORES) <= set(table) and training.selector.task.passes == passes + 2 * len(data.train)   # two passes at the end
+    # two passes at the end
+    assert set(SCORES) <= set(table) and training.selector.task.passes == passes + 2 * len(data.train)
     final = training.data.train.by_id(torch.tensor(table["loss_mean"].to_numpy()))
     for name in SCORES:
         order = order_of(table, name)
@@ -186,7 +204,8 @@ def test_gradient_scores_at_the_end_are_those_of_the_final_weights(data):
         b = data.train.take(data.train.ids[[i]])
         head = training.model.head
         loss = torch.nn.functional.cross_entropy(training.model(training.prepare(b.x)), b.y)
-        norms.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [head.weight, head.bias])]).norm().item())
+        norms.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [head.weight, head.bias])])
+                     .norm().item())
     assert table.last_layer_grad_norm[[3, 11]].tolist() == pytest.approx(norms, rel=1e-4)
 
 
@@ -194,9 +213,11 @@ def test_a_checkpoint_knows_the_settings_of_its_method(data, tmp_path):
     recipe = settings(epochs=2).train
     half = fit(recipe, data, RS2(0.5), folder=tmp_path / "rs2")
     assert fit(recipe, data, RS2(0.5), folder=tmp_path / "rs2").examples_seen == half.examples_seen
-    with pytest.raises(ValueError, match=r"made_with: .*'r': '0.5'.* there, .*'r': '0.7'.* here"): fit(recipe, data, RS2(0.7), folder=tmp_path / "rs2")
+    with pytest.raises(ValueError, match=r"made_with: .*'r': '0.5'.* there, .*'r': '0.7'.* here"):
+        fit(recipe, data, RS2(0.7), folder=tmp_path / "rs2")
     fit(recipe, data, Prune(data.train.ids, 100), folder=tmp_path / "prune")
-    with pytest.raises(ValueError, match="made_with"): fit(recipe, data, Prune(data.train.ids.flip(0), 100), folder=tmp_path / "prune")
+    with pytest.raises(ValueError, match="made_with"):
+        fit(recipe, data, Prune(data.train.ids.flip(0), 100), folder=tmp_path / "prune")
 
 
 @pytest.mark.parametrize("change, text", [
@@ -214,7 +235,8 @@ def test_bad_comparison(change, text):
     (dict(dev_size=0, methods="dds"), "dds: DDS needs dev_batch"),
     (dict(budget=0.4, methods="dynams"), "dynams: budget = 0.4: a power schedule"),
     (dict(proxy=0.0, methods="dynams-proxy"), "dynams-proxy: proxy = 0.0: must be above 0"),
-    (dict(budget=0.15, methods="rs2"), "rs2: batch_size = 64: must not exceed the 60 examples that RS2 visits in its smallest epoch"),
+    (dict(budget=0.15, methods="rs2"),
+     "rs2: batch_size = 64: must not exceed the 60 examples that RS2 visits in its smallest epoch"),
     (dict(budget=0.15, methods="forgetting"), "batch_size = 64: must not exceed the 60 examples"),
     (dict(epochs=0, steps=50), "epochs = 0"),
 ])
@@ -224,15 +246,18 @@ def test_a_comparison_that_cannot_end_does_not_begin(change, text):
 
 
 @pytest.mark.parametrize("kw, text", [
-    (dict(remove="1.0,500"), None), (dict(remove="0"), "remove = '0'"), (dict(remove="a,b"), "must be numbers"), (dict(scores=""), "must be names"),
-    (dict(scores="loss"), "known are|did you mean"), (dict(keep_lowest_n=-1), "keep_lowest_n = -1"), (dict(score_seeds=0), "score_seeds = 0")])
+    (dict(remove="1.0,500"), None), (dict(remove="0"), "remove = '0'"), (dict(remove="a,b"), "must be numbers"),
+    (dict(scores=""), "must be names"), (dict(scores="loss"), "known are|did you mean"),
+    (dict(keep_lowest_n=-1), "keep_lowest_n = -1"), (dict(score_seeds=0), "score_seeds = 0")])
 def test_removal_recipe(kw, text):
     if text is None:
         assert RemovalRecipe(**kw).counts(600) == [1, 500]
-        with pytest.raises(ValueError, match="500 must lie in 1..472 for 600 examples.*batch_size = 128"): RemovalRecipe(**kw).counts(600, 128)
+        with pytest.raises(ValueError, match="500 must lie in 1..472 for 600 examples.*batch_size = 128"):
+            RemovalRecipe(**kw).counts(600, 128)
     else:
         with pytest.raises(ValueError, match=text): RemovalRecipe(**kw)
 
 
 def test_infobatch_needs_epochs(data):
-    with pytest.raises(ValueError, match="InfoBatch needs epochs"): Training(Recipe(model="tiny_cnn", steps=50, batch_size=64), data, InfoBatch())
+    with pytest.raises(ValueError, match="InfoBatch needs epochs"):
+        Training(Recipe(model="tiny_cnn", steps=50, batch_size=64), data, InfoBatch())

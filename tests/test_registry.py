@@ -1,4 +1,5 @@
-"""Methods that declare themselves: names, earlier trainings, and a method from outside the package wherever methods are listed."""
+"""Methods that declare themselves: names, earlier trainings, and
+a method from outside the package wherever methods are listed."""
 import json
 import os
 import re
@@ -63,12 +64,14 @@ def outside(tmp_path_factory):
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-package\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[datasel_wb.methods]\ntoy = toy_package\n")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    return (os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                          "OMP_NUM_THREADS": "1"})
 
 
 def run(env, *command):
     "What a process in the project's folder says; it must succeed."
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True,
+                          timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
@@ -87,10 +90,13 @@ def test_every_method_has_a_card_and_is_tried():
 def test_a_name_is_declared_once(own):
     def make(s, context): return Uniform()
     declare("mine", make, card="Mine.")
-    with pytest.raises(ValueError, match="name = 'mine': declared by .*test_registry already; a method needs a name of its own"):
+    with pytest.raises(ValueError,
+                       match="name = 'mine': declared by .*test_registry already; a method needs a name of its own"):
         declare("mine", lambda s, context: Uniform())
-    with pytest.raises(ValueError, match="name = 'spcl': declared by datasel_wb.weighting already"): declare("spcl", make)
-    with pytest.raises(ValueError, match="name = 'mine': declared by"): declare_stage("mine", lambda s, context: Uniform())
+    with pytest.raises(ValueError, match="name = 'spcl': declared by datasel_wb.weighting already"):
+        declare("spcl", make)
+    with pytest.raises(ValueError, match="name = 'mine': declared by"):
+        declare_stage("mine", lambda s, context: Uniform())
     assert declare("mine", make).card == ""                                            # a module that is loaded again
     declare("mine", lambda s, context: Uniform(), kind="translation")                # another kind of run
     with pytest.raises(ValueError, match="trials of other: 'spcl' is a label of another method"):
@@ -99,7 +105,7 @@ def test_a_name_is_declared_once(own):
 
 
 def test_two_methods_of_a_notebook_that_is_run_again(own):
-    "A cell that was edited and run again replaces its method; so does the module that was exported from it, if it is the same."
+    "A cell that was edited and run again replaces its method; so does the same, in the module exported from it."
     def first(s, context): return Uniform()
     def edited(s, context): return Selector()
     for f in (first, edited): f.__module__ = "__main__"
@@ -112,7 +118,9 @@ def test_two_methods_of_a_notebook_that_is_run_again(own):
 
 class Noted(Selector):
     "Uniform, with what it was made from."
-    def __init__(self, earlier): super().__init__(); self.earlier = {k: t.steps_done for k, t in earlier.items()}
+    def __init__(self, earlier):
+        super().__init__()
+        self.earlier = {k: t.steps_done for k, t in earlier.items()}
 
 
 def test_earlier_trainings_are_any_that_are_declared(own, tmp_path):
@@ -131,7 +139,8 @@ def test_earlier_trainings_are_any_that_are_declared(own, tmp_path):
         return fit(recipe, data, selector, folder=folder)
     last, *stages = trained("third", "images", Context(DATA), train)
     assert fresh == [("few", True), ("second", True), ("uniform", True), ("third", True)] and len(stages) == 3
-    assert last.selector.earlier == {"second": 32, "uniform": 32, "few": 14}         # 1,047 and 250 examples, two epochs
+    # 1,047 and 250 examples, two epochs
+    assert last.selector.earlier == {"second": 32, "uniform": 32, "few": 14}
     again, *_ = trained("second", "images", Context(DATA), train)
     assert fresh[4:] == [("few", False), ("second", False)] and again.steps_done == 32
     declare("lost", lambda s, context: Uniform(), after=("hold-out",), trials={})
@@ -139,25 +148,31 @@ def test_earlier_trainings_are_any_that_are_declared(own, tmp_path):
 
 
 def test_an_outside_method_in_the_contract_check_and_in_the_profile(outside):
-    said = run(outside, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_selectors.py", "tests/test_profile.py", "-k", "toy", "-v")
+    said = run(outside, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_selectors.py", "tests/test_profile.py",
+               "-k", "toy", "-v")
     for test in ("test_contract[toy] PASSED", "test_every_method_and_a_step_as_always[toy] PASSED"): assert test in said
 
 
 def test_an_outside_method_among_the_cards(outside, tmp_path):
     run(outside, "-m", "papermill", "nbs/methods.ipynb", tmp_path / "methods.ipynb", "--cwd", ROOT, "--no-progress-bar")
-    shown = [o.data.get("text/html", "") for c in nbformat.read(tmp_path / "methods.ipynb", 4).cells for o in c.get("outputs", []) if "data" in o]
-    assert re.search(r"<th>toy</th>\s*<td>A toy from outside the package.</td>\s*<td></td>\s*<td>toy_share = 0.5</td>", shown[-1])
+    shown = [o.data.get("text/html", "") for c in nbformat.read(tmp_path / "methods.ipynb", 4).cells
+             for o in c.get("outputs", []) if "data" in o]
+    assert re.search(r"<th>toy</th>\s*<td>A toy from outside the package.</td>\s*<td></td>\s*<td>toy_share = 0.5</td>",
+                     shown[-1])
 
 
 def test_an_outside_method_in_run_compare(outside, tmp_path):
     "With its setting by -p, and the parameter cells of the project as they were."
     name = f"test-toy-{uuid.uuid4().hex[:8]}"
-    given = dict(recipe="quick", name=name, methods="toy", toy_share=0.25, epochs=2, seeds=1, n_train=200, dev_size=40, warmup_steps=2, eval_every=6)
+    given = dict(recipe="quick", name=name, methods="toy", toy_share=0.25, epochs=2, seeds=1, n_train=200, dev_size=40,
+                 warmup_steps=2, eval_every=6)
     flags = [v for pair in given.items() for v in ("-p", *pair)]
     try:
-        run(outside, "-m", "papermill", "nbs/run_compare.ipynb", tmp_path / "run.ipynb", "--cwd", ROOT, "--no-progress-bar", *flags)
+        run(outside, "-m", "papermill", "nbs/run_compare.ipynb", tmp_path / "run.ipynb", "--cwd", ROOT,
+            "--no-progress-bar", *flags)
         folder = ROOT / "papermill_runs" / name
-        assert list(json.loads((folder / "result.json").read_text())["methods"]) == ["uniform", "uniform-short", "rs2", "toy"]
+        assert list(json.loads((folder / "result.json").read_text())["methods"]) == ["uniform", "uniform-short",
+                                                                                     "rs2", "toy"]
         assert json.loads((folder / "recipe.json").read_text())["settings"]["toy_share"] == 0.25
     finally: shutil.rmtree(ROOT / "papermill_runs" / name, ignore_errors=True)
     run(outside, "-m", "datasel_wb.experiments", "--check")
@@ -169,5 +184,7 @@ def test_an_outside_module_that_cannot_be_loaded(outside, tmp_path):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[datasel_wb.methods]\nbroken = no_such_module\n")
     env = outside | {"PYTHONPATH": os.pathsep.join([str(tmp_path), outside["PYTHONPATH"]])}
-    said = run(env, "-c", "from datasel_wb.registry import declared\ntry: declared()\nexcept ImportError as e: print(e)")
-    assert "entry point broken = no_such_module of datasel_wb.methods: cannot be loaded (No module named 'no_such_module')" in said
+    said = run(env, "-c",
+               "from datasel_wb.registry import declared\ntry: declared()\nexcept ImportError as e: print(e)")
+    assert ("entry point broken = no_such_module of datasel_wb.methods: "
+            "cannot be loaded (No module named 'no_such_module')" in said)

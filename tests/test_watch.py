@@ -55,7 +55,8 @@ def stop(): os.kill(os.getpid(), signal.SIGTERM)
 
 def broken(folder, digits, what=fail, step=45, recipe=RECIPE):
     "The state of a training that ends in this step."
-    with pytest.raises((RuntimeError, SystemExit, KeyboardInterrupt)): fit(recipe, digits, folder=folder, backend=At(what, step))
+    with pytest.raises((RuntimeError, SystemExit, KeyboardInterrupt)):
+        fit(recipe, digits, folder=folder, backend=At(what, step))
     return look(folder)
 
 
@@ -75,7 +76,8 @@ def test_while_it_trains_the_folder_says_what_the_log_has(tmp_path, digits):
             training["it"] = self
             super().__init__(*args)
     fit(RECIPE, digits, folder=tmp_path / "a", backend=backend, kind=Kept)
-    assert {s.phase for s, *_ in seen} == {"running"} and [s.step for s, *_ in seen] == [k // 10 * 10 for k in range(60)]
+    assert {s.phase for s, *_ in seen} == {"running"}
+    assert [s.step for s, *_ in seen] == [k // 10 * 10 for k in range(60)]
     for state, rows, logged in seen:
         pd.testing.assert_frame_equal(rows, logged.astype({"step": int}) if len(logged) else rows, check_dtype=False)
         assert state.steps == 60 and (state.left is None) == (state.step == 0)
@@ -94,12 +96,15 @@ def test_extremes_are_those_of_the_records(digits):
             assert [e["value"] for e in found[end]] == pytest.approx(order(5, f"{by}_last")[f"{by}_last"].tolist())
             for e in found[end]:
                 assert table.set_index("id")[f"{by}_last"][e["id"]] == pytest.approx(e["value"])
-                assert e["class"] == digits.train.classes[digits.train.y[at := digits.train.ids.tolist().index(e["id"])]] and e["noisy"] == bool(digits.train.noisy[at])
+                assert e["class"] == digits.train.classes[digits.train.y[at := digits.train.ids.tolist()
+                                                                         .index(e["id"])]]
+                assert e["noisy"] == bool(digits.train.noisy[at])
 
 
 def test_a_failure_is_told_and_the_resume_begins_at_its_checkpoint(tmp_path, digits, whole):
     state = broken(tmp_path, digits)
-    assert (state.phase, state.step, state.message) == ("failed", 44, "failed at step 44 of 60: RuntimeError: out of power")
+    assert (state.phase, state.step, state.message) == ("failed", 44,
+                                                        "failed at step 44 of 60: RuntimeError: out of power")
     assert state.rows["step"].max() == 40
     steps = []
     def watch(): steps.append((read_rows(tmp_path)["step"].max(), look(tmp_path).rate))
@@ -127,7 +132,8 @@ def test_stopped(tmp_path, digits, what, step):
 
 def test_with_epochs_the_place_in_the_schedule_counts(tmp_path, digits):
     seen = []
-    fit(replace(RECIPE, epochs=4, stop_epoch=2), digits, folder=tmp_path, backend=At(lambda: seen.append(look(tmp_path))))
+    fit(replace(RECIPE, epochs=4, stop_epoch=2), digits, folder=tmp_path,
+        backend=At(lambda: seen.append(look(tmp_path))))
     per_epoch = len(digits.train) // 64
     assert seen[-1].steps == 2 * per_epoch and 0 <= seen[-1].step < seen[-1].steps and len(seen) == 2 * per_epoch
 
@@ -155,7 +161,8 @@ import sys
 from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.loop import Recipe
 from datasel_wb.trainer import fit
-fit(Recipe(model="tiny_cnn", steps=100_000, batch_size=64, log_every=10), load_data(DataRecipe(dataset="digits", dev_size=250)), folder=sys.argv[1])
+recipe = Recipe(model="tiny_cnn", steps=100_000, batch_size=64, log_every=10)
+fit(recipe, load_data(DataRecipe(dataset="digits", dev_size=250)), folder=sys.argv[1])
 """
 
 
@@ -170,7 +177,8 @@ def test_another_process_is_followed_and_its_death_is_seen(tmp_path):
     folder = tmp_path / "elsewhere-0"
     view = LiveView(folder, every=0.05)
     assert view.state.phase == "waiting" and "does not exist yet" in view.head.value
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.DEVNULL,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         wait_for(lambda: view.state.step >= 20)
         assert view.state.phase == "running" and "running" in view.head.value and 0 < view.bar.value < 1
@@ -190,8 +198,9 @@ def test_numbers_of_processes_are_given_anew():
 def tell(folder, **changes):
     "A `live.json` as a training of this process leaves it, with changes; None takes a field away."
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"status": "running", "message": "", "step": 20, "steps": 80, "start": 0, "seconds": 1.0, "began": time.time() - 10, "time": time.time(),
-             "pid": os.getpid(), "host": platform.node(), "shown": {"dev": "91%"}, "by": "loss", "highest": [], "lowest": []} | changes
+    facts = {"status": "running", "message": "", "step": 20, "steps": 80, "start": 0, "seconds": 1.0,
+             "began": time.time() - 10, "time": time.time(), "pid": os.getpid(), "host": platform.node(),
+             "shown": {"dev": "91%"}, "by": "loss", "highest": [], "lowest": []} | changes
     (folder / "live.json").write_text(json.dumps({k: v for k, v in facts.items() if v is not None}))
 
 
@@ -200,15 +209,20 @@ def test_speed_and_time_left(tmp_path):
     state = look(tmp_path)
     assert state.rate == pytest.approx(1, rel=0.01) and state.left == pytest.approx(60, rel=0.01)
     tell(tmp_path, host="elsewhere", time=time.time() - 500, began=time.time() - 600)
-    assert look(tmp_path).phase == "running" and re.search(r"last heard of 50\d s ago, on elsewhere", look(tmp_path).message)
+    assert look(tmp_path).phase == "running"
+    assert re.search(r"last heard of 50\d s ago, on elsewhere", look(tmp_path).message)
 
 
-@pytest.mark.parametrize("rest, steps", [("", 2), ("30,1,1920,0.9,train,loss,1.", 2), ('30,1,1920,0.9,train,"weight/class/a', 2), ("\n", 2)])
+@pytest.mark.parametrize("rest, steps", [("", 2), ("30,1,1920,0.9,train,loss,1.", 2),
+                                         ('30,1,1920,0.9,train,"weight/class/a', 2), ("\n", 2)])
 def test_half_a_line_is_not_yet_there(tmp_path, rest, steps):
     tell(tmp_path)
-    (tmp_path / "live.csv").write_text("10,1,640,0.3,train,loss,2.5\n20,1,1280,0.6,train,\"weight/class/a, b\",nan\n" + rest)
+    (tmp_path / "live.csv").write_text(
+        "10,1,640,0.3,train,loss,2.5\n20,1,1280,0.6,train,\"weight/class/a, b\",nan\n" + rest)
     rows = look(tmp_path).rows
-    assert rows["step"].tolist() == [10, 20] and rows["name"].tolist() == ["loss", "weight/class/a, b"] and rows["value"].isna().tolist() == [False, True]
+    assert rows["step"].tolist() == [10, 20]
+    assert rows["name"].tolist() == ["loss", "weight/class/a, b"]
+    assert rows["value"].isna().tolist() == [False, True]
 
 
 def test_a_class_may_be_called_none(tmp_path):
@@ -220,7 +234,8 @@ BAD = {
     "live.json: cannot be read": lambda f: (f / "live.json").write_text('{"status": "run'),
     "live.json: another version wrote it (KeyError: 'steps')": lambda f: tell(f, steps=None),
     "live.json: another version wrote it (TypeError": lambda f: (f / "live.json").write_text("[1]"),
-    "its records cannot be read": lambda f: (tell(f), (f / "live.csv").write_text("a,b\n" * 3 + "1,2,3,4,5,6,7,8,9,10\n")),
+    "its records cannot be read": lambda f: (tell(f),
+                                             (f / "live.csv").write_text("a,b\n" * 3 + "1,2,3,4,5,6,7,8,9,10\n")),
     "its records cannot be read ": lambda f: ((f / "tb").mkdir(), (f / "metrics.parquet").write_bytes(b"PAR1")),
     "nothing was saved yet": lambda f: (f / "checkpoints").mkdir(),
     "neither a training nor a run": lambda f: (f / "notes.txt").write_text("x"),
@@ -241,10 +256,12 @@ def test_whatever_lies_in_a_folder_the_answer_is_a_sentence(tmp_path, said):
 def test_a_folder_of_an_earlier_version_shows_its_records(tmp_path, whole):
     _, folder = whole
     shutil.copytree(folder, tmp_path / "a")
-    assert look(tmp_path / "a").phase == "done" and look(tmp_path / "a").by == "loss" and len(look(tmp_path / "a").highest) == 8
+    assert look(tmp_path / "a").phase == "done" and look(tmp_path / "a").by == "loss"
+    assert len(look(tmp_path / "a").highest) == 8
     (tmp_path / "a" / "examples.parquet").unlink()   # as an earlier version leaves it in mid-training
     state = look(tmp_path / "a")
-    assert state.phase == "unknown" and "saved up to step 60" in state.message and len(state.rows) == len(look(folder).rows)
+    assert state.phase == "unknown" and "saved up to step 60" in state.message
+    assert len(state.rows) == len(look(folder).rows)
     old = pd.DataFrame({"id": [0, 1], "loss_mean": [1.0, 2.0]})   # lacks the columns of today
     write_frame(old, tmp_path / "a" / "examples.parquet")
     assert look(tmp_path / "a").phase == "done" and look(tmp_path / "a").highest == []
@@ -263,7 +280,8 @@ def test_a_run_is_followed_to_its_end(tmp_path, whole):
     assert view.state.phase == "waiting" and view.state.message == "1 training done; waiting for the next training"
     tell(run / "dds-0")
     wait_for(lambda: view.state.phase == "running")
-    assert view.state.name == "dds-0" and list(view.state.finished) == ["uniform-0"] and "1 finished" in view.others.value
+    assert view.state.name == "dds-0" and list(view.state.finished) == ["uniform-0"]
+    assert "1 finished" in view.others.value
     top1 = read_rows(whole[1]).query("split == 'test' and name == 'top1'")["value"].iloc[-1]
     assert view.state.finished["uniform-0"] == f"{top1:.1f} %"
     tell(run / "dds-0", status="failed", message="ValueError: no")
@@ -275,7 +293,9 @@ def test_a_run_is_followed_to_its_end(tmp_path, whole):
     assert view.thread.is_alive() and "the run's process is gone" in view.state.message
     (run / "result.json").write_text("{}")
     view.thread.join(patience(10))
-    assert not view.thread.is_alive() and view.state.message == "the run is finished; 2 trainings done" and view.state.phase == "done"
+    assert not view.thread.is_alive()
+    assert view.state.message == "the run is finished; 2 trainings done"
+    assert view.state.phase == "done"
 
 
 def test_a_view_of_a_finished_training_has_no_thread_and_shows_what_was_logged(whole, digits):
@@ -287,7 +307,8 @@ def test_a_view_of_a_finished_training_has_no_thread_and_shows_what_was_logged(w
     for panel, name in (("loss", "loss"), ("metric", "top1")):
         for split, rows in log[log["name"] == name].groupby("split"):
             points = shown[(shown["panel"] == panel) & (shown["line"] == split)]
-            assert points["step"].tolist() == rows["step"].tolist() and points["value"].tolist() == rows["value"].tolist()
+            assert points["step"].tolist() == rows["step"].tolist()
+            assert points["value"].tolist() == rows["value"].tolist()
     assert len(shown) == 6 + 3 + 3 + 3 + 3
     view.close()
     view.close()
@@ -338,6 +359,9 @@ def test_costly_looks_become_rare(tmp_path, monkeypatch):
 def test_a_translation_shows_its_bleu(tmp_path):
     run = translation_run(tmp_path)
     view = LiveView(run / "uniform-0")
-    assert view.state.phase == "done" and {p["panel"] for p in view.chart.rows} == {"loss", "metric"} and '"BLEU"' in json.dumps(view.chart.spec)
+    assert view.state.phase == "done"
+    assert {p["panel"] for p in view.chart.rows} == {"loss", "metric"}
+    assert '"BLEU"' in json.dumps(view.chart.spec)
     assert "BLEU" in LiveView(run).others.value and "language" not in view.others.value
-    assert view.ends.value.count("<b>") == 2 and "(az" in view.ends.value     # the highest and the lowest losses, with their languages
+    # the highest and the lowest losses, with their languages
+    assert view.ends.value.count("<b>") == 2 and "(az" in view.ends.value

@@ -1,4 +1,5 @@
-"""XLA with virtual devices and in new processes: several devices equal one, a run that was stopped equals one that was not."""
+"""XLA with virtual devices and in new processes: several devices
+equal one, a run that was stopped equals one that was not."""
 import json
 import os
 import signal
@@ -15,14 +16,16 @@ from waits import patience, slowness
 
 pytest.importorskip("torch_xla")
 HERE = Path(__file__).parent
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}   # compiles in a quarter of the time, runs slower: right for a few steps
+# compiles in a quarter of the time, runs slower: right for a few steps
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 def job(devices, **task):
     "Start tests/xla_job.py with so many virtual devices."
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices)} | QUICK
-    return subprocess.Popen([sys.executable, HERE / "xla_job.py", json.dumps(task)], env=env, cwd=HERE.parent, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
+    env = (os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PJRT_DEVICE": "CPU",
+                         "CPU_NUM_DEVICES": str(devices)} | QUICK)
+    return subprocess.Popen([sys.executable, HERE / "xla_job.py", json.dumps(task)], env=env, cwd=HERE.parent,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def end(process, status=0):
@@ -31,16 +34,18 @@ def end(process, status=0):
     return said
 
 
-METHODS = {1: ["dds", "data parameters, instance", "dynams, proxy", "mentornet"], 2: ["dds", "data parameters, instance", "dynams, proxy", "mentornet"],
+METHODS = {1: ["dds", "data parameters, instance", "dynams, proxy", "mentornet"],
+           2: ["dds", "data parameters, instance", "dynams, proxy", "mentornet"],
            4: ["dds", "data parameters, instance"]}   # trained on so many devices
 
 
 @pytest.fixture(scope="module")
 def six_steps(tmp_path_factory):
-    """What six steps without dropout come to on 1, 2 and 4 devices, and what was said; on four fed from the host, and refused a batch at
-    the end. One process each: a new one is ten seconds of imports."""
+    """What six steps without dropout come to on 1, 2 and 4 devices, and what was said; on four fed from the host, and
+    refused a batch at the end. One process each: a new one is ten seconds of imports."""
     folder, more = tmp_path_factory.mktemp("six"), {4: dict(feeding="host", refused=62)}
-    jobs = {n: job(n, do="six_steps", methods=m, out=str(folder / f"{n}.pt"), **more.get(n, {})) for n, m in METHODS.items()}
+    jobs = {n: job(n, do="six_steps", methods=m, out=str(folder / f"{n}.pt"), **more.get(n, {}))
+            for n, m in METHODS.items()}
     said = {n: end(process, status=int(n == 4)) for n, process in jobs.items()}
     return {n: torch.load(folder / f"{n}.pt", weights_only=True) for n in METHODS}, said
 
@@ -52,7 +57,8 @@ def test_virtual_devices_equal_one(six_steps, several, methods):
     for n in (1, several): assert said[n].count(f"losses of 64 examples on {n} devices") == len(METHODS[n])
     for method in methods:
         for name, a in states[1][method].items():
-            torch.testing.assert_close(states[several][method][name], a, rtol=0, atol=1e-6, equal_nan=True, msg=lambda m: f"{method}, {name}: {m}")
+            torch.testing.assert_close(states[several][method][name], a, rtol=0, atol=1e-6, equal_nan=True,
+                                       msg=lambda m: f"{method}, {name}: {m}")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,8 @@ def interrupt(process, folder, signum, writing=False):
     "Send a signal once there is a new checkpoint; with `writing`, while the next one is being written."
     before = saved(folder)
     while saved(folder) == before and process.poll() is None: time.sleep(0.01)
-    while writing and process.poll() is None and not list((Path(folder) / "checkpoints").glob("*.tmp")): time.sleep(0.0005)
+    while writing and process.poll() is None and not list((Path(folder) / "checkpoints").glob("*.tmp")):
+        time.sleep(0.0005)
     assert process.poll() is None, "ended before it could be stopped: " + process.communicate()[0][-2000:]
     process.send_signal(signum)
 
@@ -92,8 +99,9 @@ def state_of(folder, *parts):
 
 
 def test_resume_in_a_new_process_is_bit_equal(tmp_path):
-    "DDS with dropout and augmentation: SIGTERM in mid-run, kill -9 while a checkpoint is written, and on; as if nothing had been."
-    whole, folder = (dict(do="whole", method="dds, input alone", folder=str(tmp_path / f), dropout=0.2) for f in ("whole", "stopped"))
+    "DDS with dropout and augmentation: SIGTERM in mid-run, kill -9 while a checkpoint is written, and on, unharmed."
+    whole, folder = (dict(do="whole", method="dds, input alone", folder=str(tmp_path / f), dropout=0.2)
+                     for f in ("whole", "stopped"))
     undisturbed, first = job(1, **whole), job(1, **folder)
     interrupt(first, folder["folder"], signal.SIGTERM)
     asked = time.monotonic()

@@ -1,7 +1,8 @@
 """How long tests wait, in one place: no tests here.
 
-A wait ends as soon as what it waits for is there; only its limit is here, so patience costs nothing on a quick machine. Limits are written
-for a quiet machine with two cores, and `PATIENCE` makes them hold on one that is several times slower; `DATASEL_PATIENCE` sets another factor.
+A wait ends as soon as what it waits for is there; only its limit is here, so patience costs
+nothing on a quick machine. Limits are written for a quiet machine with two cores, and `PATIENCE`
+makes them hold on one that is several times slower; `DATASEL_PATIENCE` sets another factor.
 """
 import os
 import time
@@ -26,6 +27,6 @@ def work() -> float:
 
 
 def slowness() -> float:
-    """How many times slower this machine is just now than a quiet one: by a piece of work, or by the processes that share a core. At least 1;
-    bounds on speed are multiplied by it."""
+    """How many times slower this machine is just now than a quiet one: by a piece of work, or by the processes that
+    share a core. At least 1; bounds on speed are multiplied by it."""
     return max(1.0, sum(work() for _ in range(3)) / 3 / REFERENCE, os.getloadavg()[0] / os.cpu_count())
