@@ -98,6 +98,6 @@ declare("rho-loss", lambda s, context: RHOLoss(context.earlier["holdout"].ema.mo
         after=("holdout",), trials={"rho-loss": lambda: RHOLoss(torch.linspace(0, 2, 1297), keep=0.25),
                 "rho-loss, holdout model": lambda: RHOLoss(make_model("tiny_cnn", 10, 1, seed=1), keep=0.25)},
         card="Of each batch learns from the examples with the highest loss minus the loss of a model of the held-out "
-        "data: not yet learnt, but "
+             "data: not yet learnt, but "
              "learnable. It looks at the whole batch and learns from a tenth; the holdout model is a training before, "
              "and one pass.")

@@ -141,7 +141,7 @@ class Collectives:
     def sum(self, *tensors: Tensor) -> list:
         "Each tensor added up over the processes."
         return list(tensors)
-    def rows(self, *values: Tensor) -> tuple:
+    def gather_examples(self, *values: Tensor) -> tuple:
         "Per-example values (ids among them) of all processes, for tables indexed by id; each [world * B]."
         return values
     def agree(self, value):
@@ -189,7 +189,7 @@ def check_ids(
 def id_table(
     ids: Tensor,  # [M] int64, on the CPU
     full: int,    # size of the full set: ids lie in 0..full-1
-) -> Tensor | None:   # [full] where each id stands in `ids`, -1: absent; None when ids are 0..full-1, each its own position
+) -> Tensor | None:   # [full] where each id stands in `ids`, -1: absent; None when ids are 0..full-1 in order
     "A table from ids to positions. `ValueError` on an id out of range or given twice."
     check_ids(ids, full, "ids", "the places in the full set")
     positions = torch.arange(len(ids))

@@ -147,7 +147,8 @@ class Dynamics(nn.Module):
         "Add one batch. `ValueError` on ids out of range (on CUDA an assertion of the device)."
         check_ids(idx, self.full, "idx", "the ids of the recorded examples", self.at)
         relative = torch.ones_like(losses) if weights is None else weights * self.collectives.count(weights)
-        idx, losses, relative, *looks = self.collectives.rows(idx, losses.float(), relative.float(), *_looks(logits, y))
+        idx, losses, relative, *looks = self.collectives.gather_examples(idx, losses.float(), relative.float(),
+                                                                         *_looks(logits, y))
         at = idx if self.at is None else self.at[idx]
         old = self.rows.index_select(0, at)
         self.rows.index_copy_(0, at, _next_rows(old, losses, relative, looks))

@@ -252,7 +252,7 @@ class Loader:
         self.order_rng, self.augment_rng = seeded(seed, "order"), seeded(seed, "augment")
         self.order, self.position, self.epoch, self._raw = torch.zeros(0, dtype=torch.int64), 0, 0, None
     @property
-    def told(self) -> str:
+    def batch_setting(self) -> str:
         "The setting that makes a batch as large as it is."
         return f"batch_size = {self.batch_size}"
     @property

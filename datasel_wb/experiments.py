@@ -33,7 +33,7 @@ class Experiment:
         return found(self.book)
 
     def parts(self, outside: bool = True) -> dict:   # whether methods of other packages count
-        "Part -> settings dataclass, as `runs.resolve` takes them. `ValueError` when two mean different things by one name."
+        "Part -> settings dataclass, as `runs.resolve` takes them. `ValueError` when two give one name two meanings."
         parts = {k: found(name)
                  for k, name in (dict(data="datasets.DataRecipe", train="loop.Recipe") | self.own).items()}
         if self.methods:

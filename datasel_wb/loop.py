@@ -213,7 +213,7 @@ class Training:
         self.selector = self.backend.adapt((selector or Uniform()).bind(task))
         if (fewest := self.selector.fewest()) is not None and fewest < self.loader.batch_size:
             raise ValueError(
-                f"{self.loader.told}: must not exceed the {fewest} examples that {type(selector).__name__} "
+                f"{self.loader.batch_setting}: must not exceed the {fewest} examples that {type(selector).__name__} "
                 "visits in its smallest epoch")
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = recipe.optimizer(self.params)
@@ -255,7 +255,7 @@ class Training:
                               if t.device.type == self.backend.device.type))
 
     @property
-    def place(self) -> float:
+    def schedule_step(self) -> float:
         "Where the schedule is, 0 to `recipe.steps`: every epoch takes an equal share, however many steps it has."
         if not self.recipe.epochs: return self.steps_done
         left = self.loader.remaining and self.loader.remaining / self.loader.batches_per_epoch(len(self.loader.order))
@@ -269,7 +269,7 @@ class Training:
 
     def step(self) -> None:
         "One step of the model and of its selector, in a new epoch where the last is over."
-        self.lr = self.recipe.lr_at(self.place)
+        self.lr = self.recipe.lr_at(self.schedule_step)
         if not self.loader.remaining:
             self.batches = self.loader(self.selector.epoch(self.epochs_begun))
             self.epochs_begun += 1

@@ -190,12 +190,12 @@ class Sketch(nn.Module):
         super().__init__()
         rng = seeded(seed, "sketch")
         self.d = d
-        self.register_buffer("place", torch.randint(d, (n,), generator=rng, dtype=torch.int32), persistent=False)
+        self.register_buffer("slot", torch.randint(d, (n,), generator=rng, dtype=torch.int32), persistent=False)
         self.register_buffer("sign", torch.randint(2, (n,), generator=rng, dtype=torch.int8) * 2 - 1, persistent=False)
 
     def forward(self, v: Tensor) -> Tensor:
         "v [n] -> [d]."
-        return torch.zeros(self.d, dtype=v.dtype, device=v.device).index_add_(0, self.place, v * self.sign)
+        return torch.zeros(self.d, dtype=v.dtype, device=v.device).index_add_(0, self.slot, v * self.sign)
 
 # %% ../nbs/10_mixtures.ipynb #fa2f8dc4
 class LanguageDDS(LanguageSampler):
@@ -406,10 +406,10 @@ _declare("targets", lambda s, context: LanguageSampler(s.block), targets=lambda:
          card="Draws target sentences, and for each any of its languages: the control of TCS and DDS.")
 _declare("tcs", lambda s, context: context.tcs(s), tcs=_trial_tcs,
          card="Target-conditioned sampling: draws a target sentence, "
-         "then a source in a language that is like the low-resource one.")
+              "then a source in a language that is like the low-resource one.")
 _declare("dds", lambda s, context: s.dds(context.lang),
          card="Learns the preference among languages from their gradients: "
-         "a few batches of every language per block of sentences.",
+              "a few batches of every language per block of sentences.",
          **{"dds": lambda: LanguageDDS("az", **_TRIAL),
             "dds, dot, projected": lambda: LanguageDDS("az", **_TRIAL | dict(batches=2), reward="dot", projection=64)})
 _declare("tcs_dds", lambda s, context: s.dds(context.lang, context.tcs(s)),

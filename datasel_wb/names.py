@@ -35,9 +35,10 @@ PUBLIC = {
     "datasets": "DataRecipe load_data",
     "models": "Slim make_model",
     "sparse_optimizer": "SparseSGD",
-    "scores": "forgetting_events max_loss_increase el2n grand noise_auroc rank",
+    "scores": "forgetting_events max_loss_increase el2n grand noise_auroc sorted_ids",
     "dynamics": "Dynamics",
-    "selectors": "Task Selector Uniform Prune RS2 InfoBatch DynaMS",
+    "task": "Task",
+    "selectors": "Selector Uniform Prune RS2 InfoBatch DynaMS",
     "contract": "check_selector",
     "weighting": "DataParameters Sigma SPCL BatchWeight MentorNet",
     "scorer": "DDS Scorer",
@@ -68,18 +69,20 @@ METHOD_ROOMS = {"images": ("selectors", "weighting", "scorer", "batch_selection"
 # %% ../nbs/00_names.ipynb #bc6e750e
 MOVED = {
     "data": ("examples", "images", "corruption", "datasets"),
-    "nmt": ("corpus", "translation", "mixtures"),
+    "nmt": ("corpus", "pairs", "translation", "mixtures"),
     "viz": ("chart_base", "charts", "result_charts", "language_charts", "pictures"),
     "trainer": ("backends", "checkpoints", "loop", "report"),
     "dynamics": ("scores",),
     "selectors": ("contract",),
     "tpu_trainer": ("profile",),
+    "translation": ("pairs",),
+    "scores": ("scores",),
     "recipes": ("language_recipes", "mixtures", "core"),
     "explorer": ("cards",),
 }
 
 # %% ../nbs/00_names.ipynb #fbc3f99b
-RENAMED = {"ahead": "prefetch"}
+RENAMED = {"ahead": "prefetch", "rank": "sorted_ids"}
 
 def moved(
     room: str,   # an old module, a key of `MOVED`

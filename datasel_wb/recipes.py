@@ -25,7 +25,7 @@ from .loop import Recipe, Training
 from .models import features_and_logits
 from .report import Report
 from .registry import Context, Declared, before, chosen, declare
-from .scores import SCORES, by_full_set, grand, last_layer_grad_norm, noise_auroc, rank
+from .scores import SCORES, by_full_set, grand, last_layer_grad_norm, noise_auroc, sorted_ids
 from .selectors import Budget, Prune
 from .trainer import RunKind, fit
 from .names import moved
@@ -181,7 +181,7 @@ def order_of(
     "Ids from the easy to the hard end of a score; those never presented come last, so they are kept. No other NaN."
     score = SCORES[name] * torch.tensor(table[name].to_numpy(dtype=float))
     unseen = torch.tensor(table.presentations.to_numpy() == 0)
-    return rank(torch.where(unseen, torch.inf, score), ids=torch.tensor(by_full_set(table)["id"].to_numpy()))
+    return sorted_ids(torch.where(unseen, torch.inf, score), ids=torch.tensor(by_full_set(table)["id"].to_numpy()))
 
 def _last_layer(model, b): return last_layer_grad_norm(*features_and_logits(model, b.x)[::-1], b.y)
 AT_THE_END = {"last_layer_grad_norm": _last_layer, "grand": grand}
@@ -207,7 +207,7 @@ declare("random", _prune(None), settings=Budget, trials={"prune at random": lamb
 declare("forgetting", _prune("forgetting"), settings=Budget, after=("uniform",),
         trials={"prune by an order": lambda: Prune(torch.arange(250, 1297).flip(0), remove_n=300, keep_lowest_n=50)},
         card="A first training is recorded and the examples that were forgotten least are removed: "
-        "a training for the scores, then a shorter one.")
+             "a training for the scores, then a shorter one.")
 
 declare("max_loss_increase", _prune("max_loss_increase"), settings=Budget, after=("uniform",), trials={},
         card="As forgetting, with the largest rise of an example's loss from one visit to the next.")

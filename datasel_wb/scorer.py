@@ -215,5 +215,5 @@ declare("dds", _dds, settings=DDSSettings, after=("uniform",),
                                            decay=True),
                 "retrained dds": _trial(lr=0.0)},
         card="A second network, the scorer, is rewarded for examples whose gradient agrees with the gradient on "
-        "held-out data. Three uniform "
+             "held-out data. Three uniform "
              "steps in time, and a training for the scorer's body before.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'forgetting_events', 'first_learned', 'presentations_to_learn', 'unforgettable', 'max_loss_increase',
-           'residual', 'el2n', 'last_layer_grad_norm', 'grand', 'by_full_set', 'merge_scores', 'rank',
+           'residual', 'el2n', 'last_layer_grad_norm', 'grand', 'by_full_set', 'merge_scores', 'sorted_ids',
            'read_stats_dict', 'noise_auroc']
 
 # %% ../nbs/04_scores.ipynb #456d0b9e
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .core import Batch, evaluating, per_example_loss
-from .names import extra
+from .names import extra, moved
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -139,7 +139,7 @@ def merge_scores(
     return pd.DataFrame({"id": ids} | {k: f([p.loc[ids, k].to_numpy(float) for p in parts], 0) for k, f in how.items()})
 
 # %% ../nbs/04_scores.ipynb #adf041be
-def rank(
+def sorted_ids(
     score: Tensor,             # [N], no NaN
     descending: bool = False,
     ids: Tensor | None = None,  # [N] whose scores these are; 0..N-1 when None
@@ -177,6 +177,8 @@ def _latin1(text, encoding) -> bytes:
     if encoding != "latin1": raise ValueError(f"text encoding {encoding!r} in the file: must be latin1")
     return text.encode("latin1")
 
+def _from_buffer(data, dtype, shape, order): return _numbers(data, dtype).reshape(shape, order=order)
+
 _CORES = ("numpy.core", "numpy._core")   # before and since NumPy 2
 _READABLE = {
     ("collections", "OrderedDict"): OrderedDict, ("collections", "defaultdict"): defaultdict,
@@ -184,8 +186,7 @@ _READABLE = {
     ("numpy", "dtype"): _Kind, ("numpy", "ndarray"): _Array,
     **{(f"{c}.multiarray", "scalar"): lambda dtype, data: _numbers(data, dtype)[0] for c in _CORES},
     **{(f"{c}.multiarray", "_reconstruct"): lambda *_: _Array() for c in _CORES},
-    **{(f"{c}.numeric", "_frombuffer"): lambda data, dtype, shape, order: _numbers(data, dtype).reshape(shape, order=order)
-       for c in _CORES},
+    **{(f"{c}.numeric", "_frombuffer"): _from_buffer for c in _CORES},
 }
 
 class _NumbersOnly(pickle.Unpickler):
@@ -241,3 +242,6 @@ def noise_auroc(
     score, noisy = score[scored], noisy[scored]
     if noisy.all() or not noisy.any(): return float("nan")
     return float(roc_auc_score(noisy.numpy(), -score.unique(return_inverse=True)[1].numpy()))
+
+# %% ../nbs/04_scores.ipynb #5c0e0001
+__getattr__ = moved("scores")   # a name that has changed, for one version

@@ -41,7 +41,7 @@ class ProcessGroup(Collectives):
         dist.all_reduce(flat)
         return [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in tensors]), tensors)]
 
-    def rows(self, *values):
+    def gather_examples(self, *values):
         packed = self.gather(torch.stack([v.double() for v in values], 1))   # ids below 2**53 are exact
         return tuple(column.to(v.dtype) for column, v in zip(packed.unbind(1), values))
 

@@ -102,7 +102,8 @@ def fit(
             training.log = MetricLog(folder, state.get("log") if saved and state else None, training.steps_done, c.main)
             if not training.done:
                 label = label or type(training.selector).__name__
-                with _own_threads(training), progress_bar(recipe.steps, int(training.place), label, c.main) as bar:
+                with _own_threads(training), progress_bar(recipe.steps, int(training.schedule_step), label,
+                                                          c.main) as bar:
                     _train(training, saved, bar, preemption, live)
         training.log.close()
         if folder and training.done:
@@ -126,7 +127,7 @@ def _train(training: Training, saved: Checkpoints | None, bar: tqdm, preemption:
     while not training.done:
         training.step()
         next(traced, None)
-        bar.update(int(training.place) - bar.n)
+        bar.update(int(training.schedule_step) - bar.n)
         stop = training.backend.anywhere(preemption.requested)
         if not (stop or due(recipe.log_every) or due(recipe.eval_every) or due(recipe.save_every)): continue
         training.backend.synchronize()

@@ -70,7 +70,8 @@ class DataParameters(Selector):
     def update(self, batch):
         for name, leaf in self.leaves.items():
             ids, table = {"cls": batch.y, "inst": batch.idx}[name], getattr(self, f"log_{name}")
-            ids, grad = self.task.collectives.rows(ids, leaf.grad.nan_to_num(0, 0, 0))   # a broken step adds nothing
+            # a broken step adds nothing
+            ids, grad = self.task.collectives.gather_examples(ids, leaf.grad.nan_to_num(0, 0, 0))
             self.optimizers[name].step(ids, grad)
             if self.clamp: table.index_copy_(0, ids, table[ids].clamp(*self.LIMITS))
         self.leaves = {}
@@ -117,7 +118,7 @@ declare("data-parameters", lambda s, context: s.selector(), settings=DataParamet
                 "data parameters, joint": lambda: DataParameters(
                     Sigma(lr=0.1), Sigma(lr=0.8, init=0.001, weight_decay=1e-4, momentum=0), clamp=False)},
         card="A temperature for each class, each example, or both, is learned with the network; "
-        "an example that contradicts the others "
+             "an example that contradicts the others "
              "gets a large one, which shrinks its gradient. 3 to 6% of a step.")
 
 # %% ../nbs/06_weighting.ipynb #d443f878
@@ -169,7 +170,7 @@ class SPCLSettings:
 declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), settings=SPCLSettings,
         trials={"spcl": SPCL, "spcl, soft": lambda: SPCL(soft=True, until=0.5)},
         card="Easy examples first: an example counts while its loss is below a bound that grows until all are in. "
-        "5% of a step.")
+             "5% of a step.")
 
 # %% ../nbs/06_weighting.ipynb #f19950a4
 class BatchWeight(Selector):
@@ -181,7 +182,7 @@ class BatchWeight(Selector):
 # %% ../nbs/06_weighting.ipynb #5513f7c8
 declare("batchweight", lambda s, context: BatchWeight(), trials={"batchweight": BatchWeight},
         card="Weighs each example by how far a step on it would lower the loss of a batch of held-out examples; "
-        "a dev pass and a "
+             "a dev pass and a "
              "forward-mode pass in every step.")
 
 # %% ../nbs/06_weighting.ipynb #8c075c7a
@@ -283,5 +284,5 @@ class MentorSettings:
 declare("mentornet", lambda s, context: MentorNet(s.mentor), settings=MentorSettings,
         trials={"mentornet": MentorNet, "mentornet, predefined": lambda: MentorNet("predefined", burn_in=0.0)},
         card="A small network of an example's loss, label and the share of training done says how much it counts; "
-        "it learns on held-out "
+             "it learns on held-out "
              "examples. 17% of a step.")

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from datasel_wb import scores as S
 from datasel_wb.core import Batch, per_example_loss
 from datasel_wb.dynamics import Dynamics, History
-from datasel_wb.scores import merge_scores, noise_auroc, rank, read_stats_dict
+from datasel_wb.scores import merge_scores, noise_auroc, sorted_ids, read_stats_dict
 from waits import slowness
 
 N, T, C = 1000, 15, 3
@@ -346,12 +346,12 @@ def test_merged_tables_of_runs(fed):
 def test_rank_is_stable_and_refuses_nan():
     score = torch.randint(0, 5, (2000,), generator=generator(10)).float()
     by_book = sorted(range(2000), key=lambda i: score[i].item())
-    assert rank(score).tolist() == by_book
-    assert rank(score, descending=True).tolist() == sorted(range(2000), key=lambda i: -score[i].item())
-    assert rank(torch.tensor([0.0, -math.inf, math.inf])).tolist() == [1, 0, 2]
-    assert rank(torch.tensor([True, False, True])).tolist() == [1, 0, 2]
+    assert sorted_ids(score).tolist() == by_book
+    assert sorted_ids(score, descending=True).tolist() == sorted(range(2000), key=lambda i: -score[i].item())
+    assert sorted_ids(torch.tensor([0.0, -math.inf, math.inf])).tolist() == [1, 0, 2]
+    assert sorted_ids(torch.tensor([True, False, True])).tolist() == [1, 0, 2]
     score[[7, 30]] = torch.nan
-    with pytest.raises(ValueError, match="NaN for 2 of 2000 examples, the first of them id 7"): rank(score)
+    with pytest.raises(ValueError, match="NaN for 2 of 2000 examples, the first of them id 7"): sorted_ids(score)
 
 
 def test_noise_auroc_leaves_out_what_has_no_score():

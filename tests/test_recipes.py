@@ -84,7 +84,7 @@ def test_a_subset_gets_the_same_schedule_in_fewer_steps(data):
             rates[name].append(t.optimizer.param_groups[0]["lr"])
     assert len(rates["whole"]) == 60 and len(rates["part"]) == 30          # 6 and 3 batches of 64 in an epoch
     assert rates["part"] == pytest.approx([r for i, r in enumerate(rates["whole"]) if i % 2 == 0])
-    assert whole.recipe.steps == 60 and whole.place == 60 == part.place
+    assert whole.recipe.steps == 60 and whole.schedule_step == 60 == part.schedule_step
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
@@ -101,7 +101,7 @@ def test_schedules_against_torch(schedule):
 
 def test_stop_epoch_ends_early_on_the_schedule_of_the_whole(data):
     whole, short = (fit(settings(epochs=6, stop_epoch=e).train, data) for e in (0, 2))
-    assert short.steps_done == 12 and short.place == 12 and whole.steps_done == 36
+    assert short.steps_done == 12 and short.schedule_step == 12 and whole.steps_done == 36
     assert short.optimizer.param_groups[0]["lr"] == whole.recipe.lr_at(11)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasel_wb.datasets import DataRecipe, load_data
-from datasel_wb.scores import rank
+from datasel_wb.scores import sorted_ids
 from datasel_wb.models import Slim, features_and_logits, make_model, small_cnn, tiny_resnet
 from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.contract import check_selector
@@ -112,7 +112,7 @@ def test_random_removal_differs_by_seed_and_repeats():
 
 
 def test_prune_keeps_the_rest_in_place():
-    order = rank(torch.randn(N), ids=DATA.train.ids)
+    order = sorted_ids(torch.randn(N), ids=DATA.train.ids)
     kept = Prune(order, 200, keep_lowest_n=50).bind(task()).epoch(0)
     assert sorted(kept.tolist() + order[50:250].tolist()) == DATA.train.ids.tolist()
 
@@ -285,7 +285,7 @@ def test_proxy_learns_to_rank_like_the_network():
     (lambda: Prune(DATA.train.ids, keep_lowest_n=5, remove_subsample=6).bind(task()), "remove_subsample = 6"),
     (lambda: Prune(DATA.train.ids.tolist(), remove_n=3.5).bind(task()), "remove_n = 3.5: must be of type int"),
     (lambda: Prune(remove_n=3, keep_lowest_n=5), "keep_lowest_n = 5 and remove_subsample = 0 must be 0"),
-    (lambda: rank(torch.tensor([0.0, math.nan])), "NaN for 1 of 2"),
+    (lambda: sorted_ids(torch.tensor([0.0, math.nan])), "NaN for 1 of 2"),
     (lambda: DynaMS(0.0), None),
     (lambda: DynaMS(proxy=2.0), "proxy = 2.0"),
     (lambda: DynaMS(0.1).bind(task(epochs=30)), "budget = 0.1"),
