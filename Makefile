@@ -56,14 +56,15 @@ lab: $(READY)  ## JupyterLab, kernel ready
 docs: $(READY)  ## the docs site, in _docs/; look at it: python -m http.server -d _docs
 	$(BIN)/python docs/build.py
 
+parameters: $(READY)  ## write the parameter cells of the run notebooks, and the file of the papermill command, from the settings
+	$(BIN)/python -m datasel_wb.experiments
+
 check: $(READY)  ## what a change must pass: export, clean, no difference left, tests
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python -m datasel_wb.experiments --check
 	git diff --exit-code -- nbs datasel_wb
 	$(MAKE) test
-
-parameters: $(READY)  ## write what the papermill command knows of the settings, datasel_wb/parameters.json
-	$(BIN)/python tests/test_parameters.py
 
 clean:  ## remove the environment
 	rm -rf .venv

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIGN', 'Batch', 'per_example_loss', 'evaluating', 'structure', 'unlike', 'align', 'seeded', 'Collectives',
-           'start_momentum', 'check_ids', 'id_table', 'RULES', 'check', 'check_settings', 'setting', 'suggest']
+           'start_momentum', 'check_ids', 'id_table', 'listed', 'RULES', 'check', 'check_settings', 'setting',
+           'suggest']
 
 # %% ../nbs/00_core.ipynb #be9f06e5
 import hashlib
@@ -200,3 +201,11 @@ def id_table(
 
 # %% ../nbs/00_core.ipynb #b7432195
 _all_ = ["RULES", "check", "check_settings", "setting", "suggest"]   # of the room settings
+
+# %% ../nbs/00_core.ipynb #fa9b7d84
+def listed(text: str, name: str, kind=str) -> list:
+    "A comma-separated setting. `ValueError` when it is empty or not of a kind."
+    try: values = [kind(s.strip()) for s in text.split(",") if s.strip()]
+    except ValueError: values = []
+    if not values: raise ValueError(f"{name} = {text!r}: must be {'numbers' if kind is float else 'names'}, comma-separated")
+    return values

@@ -345,9 +345,9 @@ class Training:
                              "datasel_wb made it; train anew in another folder, or go on with that version")
         mine = self.identity()
         theirs = {RENAMED.get(k, k): v for k, v in state["identity"].items()}
-        layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))   # earlier ones did not keep it
-        diff = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
-        if diff := diff + [layers] * bool(layers):
+        layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))
+        differing = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
+        if diff := differing + [layers] * bool(layers):
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")
         if state["parts"]["dynamics"].keys() != self.dynamics.state_dict().keys():
             raise ValueError(f"history = {self.recipe.history}: cpu and cuda keep it on disk, other engines on the device; must go on where it began, {state['rng']['kind']}")

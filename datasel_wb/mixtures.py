@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ngrams', 'similarity', 'LanguageSampler', 'masked_log_softmax', 'gumbel', 'Languages', 'target_conditioned', 'TCS',
-           'LanguageScorer', 'Sketch', 'LanguageDDS', 'imitate']
+           'LanguageScorer', 'Sketch', 'LanguageDDS', 'imitate', 'LanguageRecipe', 'LanguageContext']
 
 # %% ../nbs/10_mixtures.ipynb #25b10e55
 import copy
@@ -12,17 +12,20 @@ import math
 import time
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Batch, check, seeded, start_momentum, suggest
+from .core import Batch, check, check_settings, seeded, setting, start_momentum, suggest
 from .corpus import Corpus
 from .examples import fetch
 from .names import extra
-from .selectors import Selector
+from .registry import Context, chosen, declare
+from .selectors import Selector, Uniform
+from .weighting import SPCL
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -304,3 +307,74 @@ def imitate(
     else: warnings.warn(f"rounds = {rounds}: the scorer is still {gap:.1g} from the probabilities that it imitates; more are needed")
     scorer.load_state_dict(fit.state_dict())
     return gap
+
+# %% ../nbs/10_mixtures.ipynb #f5dc5f92
+@dataclass(frozen=True)
+class LanguageRecipe:
+    "Which methods choose the source languages, and how."
+    method: str = setting("all", "names, comma-separated, or all; uniform is always in")
+    tau: float = setting(0.01, "TCS: temperature; 0: the most similar language alone", "natural")
+    ngram: int = setting(4, "similarity: characters of an n-gram, at most", "positive")
+    ngram_top: int = setting(10_000, "similarity: n-grams kept per language, the most frequent; 0: all", "natural")
+    block: int = setting(20_000, "K, target sentences drawn at a time, between updates of DDS; all of them where there are fewer", "positive")
+    updates: int = setting(100, "E, DDS: updates after a block", "positive")
+    language_lr: float = setting(1e-4, "DDS: learning rate of its scorer, Adam", "positive")
+    language_batch: int = setting(160, "B, DDS: target sentences per update", "positive")
+    alpha1: float = setting(0.5, "DDS: what an average of gradients keeps", "share")
+    alpha2: float = setting(0.5, "DDS: what a new gradient adds to it", "positive")
+    gradient_batches: int = setting(4, "DDS: batches per language and block for its gradient", "positive")
+    reward: str = setting("cosine", "DDS: inner product or cosine of the averages", LanguageDDS.REWARDS)
+    reward_scale: float = setting(0.01, "DDS: factor on the rewards; Adam hardly minds it", "positive")
+    projection: int = setting(0, "DDS: numbers that an average is projected to; 0: exact", "natural")
+    spcl_start: float = setting(0.5, "SPCL: quantile of the losses at the beginning", "fraction")
+    spcl_until: float = setting(0.8, "SPCL: share of the steps after which all pairs are in", "fraction")
+    def __post_init__(self):
+        check_settings(self)
+        self.names()
+
+    def names(self) -> list:
+        "The methods, uniform first. `ValueError` on an unknown one."
+        return chosen(self.method, "method", "translation", ("uniform",))
+
+    def dds(self, lang: str, start: TCS | None = None) -> LanguageDDS:
+        "DDS over languages with these settings."
+        return LanguageDDS(lang, self.block, self.updates, self.language_lr, self.language_batch, (self.alpha1, self.alpha2),
+                           self.gradient_batches, self.reward, self.reward_scale, self.projection, start)
+
+# %% ../nbs/10_mixtures.ipynb #c0af79fd
+@dataclass(frozen=True)
+class LanguageContext(Context):
+    "What a method that chooses languages is made from, beside its settings."
+    lang: str = ""                        # the low-resource language
+    relative: str | None = None           # the language that is taken for its relative
+    alike: "pd.DataFrame | None" = None   # similarity of the languages
+    def tcs(self, s: LanguageRecipe) -> TCS:
+        "Target-conditioned sampling for these languages."
+        return TCS(self.alike.loc[self.lang].to_dict(), s.tau, s.block)
+
+def _related(s, context):
+    near, others = context.relative, [k for k in context.alike.index if k != context.lang]
+    if near not in others:
+        raise ValueError(f"related = {near or ''!r}: must name the relative of {context.lang!r}, one of {', '.join(others)}; "
+                         "or leave the method related out")
+    return Languages((context.lang, near))
+
+# %% ../nbs/10_mixtures.ipynb #cafad3a5
+_TRIAL = dict(block=120, updates=5, lr=1e-2, batch=20, batches=1)   # of number words in az, tr, ru and cs
+def _trial_tcs(): return TCS({"az": 1.0, "tr": 0.5, "ru": 0.2, "cs": 0.3}, 0.1, block=120)
+def _declare(name, make, card, **trials): declare(name, make, settings=LanguageRecipe, kind="translation", card=card, trials=trials)
+
+_declare("uniform", lambda s, context: Uniform(), uniform=Uniform, card="All sentence pairs of all languages, once an epoch.")
+_declare("related", _related, card="Trains with the low-resource language and its relative alone, all of their pairs alike.",
+         related=lambda: Languages(("az", "tr")))
+_declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), spcl=SPCL, card="Self-paced learning on sentence pairs.")
+_declare("targets", lambda s, context: LanguageSampler(s.block), targets=lambda: LanguageSampler(120),
+         card="Draws target sentences, and for each any of its languages: the control of TCS and DDS.")
+_declare("tcs", lambda s, context: context.tcs(s), tcs=_trial_tcs,
+         card="Target-conditioned sampling: draws a target sentence, then a source in a language that is like the low-resource one.")
+_declare("dds", lambda s, context: s.dds(context.lang),
+         card="Learns the preference among languages from their gradients: a few batches of every language per block of sentences.",
+         **{"dds": lambda: LanguageDDS("az", **_TRIAL),
+            "dds, dot, projected": lambda: LanguageDDS("az", **_TRIAL | dict(batches=2), reward="dot", projection=64)})
+_declare("tcs_dds", lambda s, context: s.dds(context.lang, context.tcs(s)), card="DDS over languages that begins with TCS's probabilities.",
+         tcs_dds=lambda: LanguageDDS("az", **_TRIAL, start=_trial_tcs()))

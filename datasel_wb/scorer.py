@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .core import ALIGN, Batch, Collectives, check_settings, evaluating, setting, start_momentum
-from .models import Net
+from .models import Net, make_model
+from .registry import declare
 from .selectors import Selector, Task
 
 # %% ../nbs/07_scorer.ipynb #c16fcc68
@@ -192,3 +193,19 @@ class DDSRecipe(DDSSettings):
         super().__post_init__()
         if self.scorer_steps and self.scorer_warmup_steps >= self.scorer_steps:
             raise ValueError(f"scorer_warmup_steps = {self.scorer_warmup_steps}: must be below scorer_steps = {self.scorer_steps}")
+
+# %% ../nbs/07_scorer.ipynb #bcb32ed7
+def _dds(s, context):
+    "DDS whose scorer begins as the network of a finished uniform training."
+    return s.selector(Scorer.like(context.earlier["uniform"].ema.model, s.scorer_sees, s.scorer_clip))
+
+def _trial(sees="xy", **kw): return lambda: DDS(Scorer.like(make_model("tiny_cnn", 10, 1, seed=1), sees, clip=2.0), **kw)
+
+declare("dds", _dds, settings=DDSSettings, after=("uniform",),
+        trials={"dds": _trial(lr=0.05),
+                "dds, input alone": _trial("x", lr=0.05),
+                "dds, released code": _trial(lr=0.05, variant="released", reward="difference"),
+                "dds, all options": _trial(lr=0.05, momentum=0.9, wait_steps=3, reward="reverse", baseline="moving", decay=True),
+                "retrained dds": _trial(lr=0.0)},
+        card="A second network, the scorer, is rewarded for examples whose gradient agrees with the gradient on held-out data. Three uniform "
+             "steps in time, and a training for the scorer's body before.")

@@ -66,6 +66,11 @@ def beside(method, steps, **settings):
     print(f"{method}: weights within {max(gaps):.1e}")
 
 
+def all_beside(tasks):
+    "Several, one after the other."
+    for t in tasks: beside(**t)
+
+
 def searched(t, eager):
     "Evaluation in the middle: that of eager PyTorch, and the training is as it was."
     before, count = outcome(t), t.backend.counters()["xla/compiles"]
@@ -102,4 +107,4 @@ def whole(method, folder, **settings):
 
 
 task = json.loads(sys.argv[1])
-{f.__name__: f for f in (each, beside, some_steps, whole)}[task.pop("do")](**task)
+{f.__name__: f for f in (each, all_beside, some_steps, whole)}[task.pop("do")](**task)

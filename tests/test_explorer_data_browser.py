@@ -33,7 +33,7 @@ WATCHED = """() => {   // when the button was released, when the cards were draw
     const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => { window.drawn = performance.now(); }));
     new MutationObserver(drawn).observe(document.querySelector(".datasel-cards"), { childList: true });
 }"""
-MESSAGE, CARD = ".datasel-message", ".datasel-card"
+MESSAGE, CARD, SCATTER = ".datasel-message", ".datasel-card", ".datasel-scatter canvas"
 
 
 def choose(page, title, option):
@@ -67,13 +67,14 @@ def opened(tmp_path_factory):
 
 @pytest.fixture
 def page(opened, root):
-    "A new panel without decisions, on the page of all tests."
+    "A new panel at rest, without decisions, on the page of all tests."
     opened.do("for shown in filter(None, (panel, globals().pop('again', None))): shown.close()")
     (root / "good" / "decisions.csv").unlink(missing_ok=True)
     opened.write(f"from datasel_wb.explorer import Explorer\npanel = Explorer('good', root={str(root)!r}); panel")
     opened.run_all()
-    opened.page.wait_for_selector("canvas")
+    opened.still(SCATTER)   # what is closed while it is being drawn has messages on the way
     yield opened
+    opened.still(SCATTER)
     assert opened.errors == [] and opened.blocked == []
 
 
@@ -165,7 +166,7 @@ def test_fifty_thousand_pictures(tmp_path):
     with lab(notebook(tmp_path / "many.ipynb", IMAGES.format(folder=str(CIFAR), root=str(tmp_path))), tmp_path, size=(1300, 1500)) as page:
         page.run_all()
         page.page.wait_for_selector("canvas")
-        page.page.wait_for_timeout(3000)
+        page.still(SCATTER)
         page.page.evaluate(WATCHED)
         waits, grids, slow = [], [], slowness()
         for k in range(3):

@@ -50,9 +50,18 @@ def test_two_processes_equal_one(tmp_path):
         for split in ("dev", "test"): assert two["results"][split] == pytest.approx(one["results"][split], rel=1e-10)
 
 
-@pytest.mark.parametrize("task", [dict(method="uniform", steps=20, feeding="host"), dict(method="dds, dot, projected", steps=26)])
-def test_xla_beside_eager(task):
-    assert "weights within" in end(on_xla(do="beside", **task))
+BESIDE = [dict(method="uniform", steps=20, feeding="host"), dict(method="dds, dot, projected", steps=26)]
+
+
+@pytest.fixture(scope="module")
+def beside():
+    "What one process says of both."
+    return end(on_xla(do="all_beside", tasks=BESIDE))
+
+
+@pytest.mark.parametrize("method", [task["method"] for task in BESIDE])
+def test_xla_beside_eager(beside, method):
+    assert f"{method}: weights within" in beside
 
 
 def test_two_virtual_devices_equal_one(tmp_path):

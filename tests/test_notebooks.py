@@ -3,7 +3,7 @@ import json
 import re
 import shutil
 import uuid
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -12,26 +12,11 @@ import pandas as pd
 import papermill
 import pytest
 
-from datasel_wb import language_recipes, recipes, runs
-from datasel_wb.datasets import DataRecipe
-from datasel_wb.corpus import CorpusRecipe
-from datasel_wb.translation import NMTRecipe
-from datasel_wb.language_recipes import LanguageRecipe
-from datasel_wb.recipes import CompareRecipe, RemovalRecipe
-from datasel_wb.scorer import DDSRecipe, DDSSettings
-from datasel_wb.selectors import DynaMSRecipe
-from datasel_wb.loop import Recipe
-from datasel_wb.weighting import DataParametersRecipe
+from datasel_wb import experiments, runs
+from datasel_wb.core import setting
+from datasel_wb.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = {   # notebook -> its recipes, what "auto" means with steps or epochs given, and its settings beside run, data and train
-    "run_dds": (recipes.DDS_RECIPES, "cifar10-wrn28-10", dict(dds=DDSRecipe)),
-    "run_data_parameters": (recipes.DATA_PARAMETERS_RECIPES, "cifar100-wrn28-10", dict(dp=DataParametersRecipe)),
-    "run_forgetting": (recipes.FORGETTING_RECIPES, "cifar10-resnet18", dict(removal=RemovalRecipe)),
-    "run_dynams": (recipes.DYNAMS_RECIPES, "cifar10-resnet18", dict(dynams=DynaMSRecipe)),
-    "run_compare": (recipes.COMPARE_RECIPES, "cifar10-10k", dict(compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSSettings)),
-    "run_nmt": (language_recipes.NMT_RECIPES, "quick", dict(data=CorpusRecipe, train=NMTRecipe, languages=LanguageRecipe)),
-}
 
 
 def parameters(name):
@@ -40,25 +25,53 @@ def parameters(name):
     return next(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
 
 
-def test_every_run_notebook_is_tested():
-    assert set(NOTEBOOKS) == {p.stem for p in (ROOT / "nbs").glob("run_*.ipynb")}
+def test_every_run_notebook_is_an_experiment():
+    assert set(EXPERIMENTS) == {p.stem for p in (ROOT / "nbs").glob("run_*.ipynb")}
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_parameters_cell(name):
     "Exactly the fields of the settings, with their types and comments, all None but the recipe."
-    book, published, parts = NOTEBOOKS[name]
-    parts = dict(data=DataRecipe, train=Recipe) | parts
+    e = EXPERIMENTS[name]
     lines = [re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line) for line in parameters(name).splitlines() if not line.startswith("#")]
     assert all(lines)
     there = {m[1]: (m[2], m[4]) for m in lines}
     def plain(hint): return next((k for k in get_args(hint) if k is not type(None)), hint).__name__
-    here = {f.name: (plain(get_type_hints(c)[f.name]), f.metadata["doc"]) for c in (runs.RunRecipe, *parts.values()) for f in fields(c)}
+    here = {f.name: (plain(get_type_hints(c)[f.name]), f.metadata["doc"]) for c in (runs.RunRecipe, *e.parts().values()) for f in fields(c)}
     assert there == here and len(lines) == len(here)
     assert {m[1]: m[3] for m in lines if m[3] != "None"} == {"recipe": '"auto"'}
+    assert parameters(name) == experiments.parameter_cell(name)   # `make parameters` writes it
     namespace = {}
     exec(parameters(name), namespace)
-    assert runs.resolve(namespace, book, published, **parts) == runs.resolve({"recipe": "quick"}, book, published, **parts)
+    assert experiments.settings(name, namespace) == runs.resolve({"recipe": "quick"}, e.recipes(), e.published, **e.parts())
+
+
+def test_a_parameter_cell_edited_by_hand(tmp_path, monkeypatch, capsys):
+    "One sentence and a failure; written, it is as before."
+    for name in EXPERIMENTS: shutil.copy(ROOT / "nbs" / f"{name}.ipynb", tmp_path)
+    monkeypatch.setattr(runs, "project_root", lambda: tmp_path)
+    (tmp_path / "nbs").symlink_to(tmp_path)
+    path = tmp_path / "run_dds.ipynb"
+    original = path.read_bytes()
+    assert experiments.main(["--check"]) == 0 and capsys.readouterr().out == ""
+    path.write_bytes(original.replace(b"steps: int = None", b"steps: int = 500"))
+    assert path.read_bytes() != original and experiments.main(["--check"]) == 1
+    assert capsys.readouterr().out == "run_dds: its parameter cell differs from the settings; run make parameters\n"
+    assert experiments.main([]) == 0 and path.read_bytes() == original
+    with pytest.raises(SystemExit, match="--chek: must be --check or nothing"): experiments.main(["--chek"])
+
+
+@pytest.mark.parametrize("change, text", [
+    (dict(default=0.7), "budget: Other declares it with the default 0.7, DynaMSRecipe with 0.6; one name must mean one thing"),
+    (dict(rule="share"), "the rule 'share', DynaMSRecipe with 'fraction'"),
+    (dict(doc="euros"), "the comment 'euros', DynaMSRecipe with 'mean share")])
+def test_a_field_that_two_classes_declare_with_different_meaning(change, text):
+    parts = EXPERIMENTS["run_compare"].parts()
+    f = next(f for f in fields(parts["dynams"]) if f.name == "budget")
+    same = dict(default=f.default, doc=f.metadata["doc"], rule=f.metadata["rule"])
+    def other(**kw): return make_dataclass("Other", [("budget", float, setting(**same | kw))], frozen=True)
+    experiments.check_agreement([*parts.values(), other()])
+    with pytest.raises(ValueError, match=re.escape(text)): experiments.check_agreement([*parts.values(), other(**change)])
 
 
 @pytest.fixture(scope="module")

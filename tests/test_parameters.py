@@ -1,7 +1,4 @@
-"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it.
-
-    python tests/test_parameters.py    # writes parameters.json; as `make parameters` does
-"""
+"""The first look of the papermill command at its parameters: what it sees, what it refuses, and that nothing large is imported for it."""
 import base64
 import json
 import subprocess
@@ -14,25 +11,19 @@ from papermill.cli import _resolve_type, papermill
 
 from datasel_wb import runs
 from datasel_wb.command import FILE, TAKES, check_command, parameters, passive, project_root, read_command, typed
-from datasel_wb.datasets import DataRecipe
-from datasel_wb.loop import Recipe
+from datasel_wb.experiments import EXPERIMENTS, described
 from datasel_wb.settings import check_values, describe, known_settings
-from test_notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", "ipykernel", "datasel_wb.core", "datasel_wb.runs")
 
 
-def described(name) -> dict:
-    "What the classes and recipes of a run notebook say, as JSON has it."
-    book, published, parts = NOTEBOOKS[name]
-    classes = (dict(data=DataRecipe, train=Recipe) | parts).values()
-    return json.loads(json.dumps(describe(known_settings(runs.RunRecipe, *classes), book, published)))
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_file_is_what_the_classes_say(name):
-    assert json.loads(FILE.read_text())[name] == described(name), "run make parameters"
+    e = EXPERIMENTS[name]
+    said = json.loads(json.dumps(describe(known_settings(runs.RunRecipe, *e.parts().values()), e.recipes(), e.published)))
+    assert json.loads(FILE.read_text())[name] == said, "run make parameters"
+    assert FILE.read_text() == described()
 
 
 def test_nothing_large_is_imported_before_the_check():
@@ -96,9 +87,9 @@ def test_an_unknown_name_may_be_of_another_package(monkeypatch):
     with pytest.raises(ValueError, match="seeds = 0"): check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5", "-p", "seeds", "0"])
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_recipe_passes(name):
-    for recipe in NOTEBOOKS[name][0]: check_values({"recipe": recipe}, json.loads(FILE.read_text())[name])
+    for recipe in EXPERIMENTS[name].recipes(): check_values({"recipe": recipe}, json.loads(FILE.read_text())[name])
 
 
 def test_values_are_read_as_papermill_reads_them():
@@ -129,6 +120,3 @@ def test_what_the_user_says_of_waiting_stays(monkeypatch):
     assert passive() == {"OMP_WAIT_POLICY": "ACTIVE"}
     monkeypatch.delenv("OMP_WAIT_POLICY")
     assert passive() == {"OMP_WAIT_POLICY": "PASSIVE"}
-
-
-if __name__ == "__main__": FILE.write_text(json.dumps({name: described(name) for name in NOTEBOOKS}, indent=1) + "\n")

@@ -7,24 +7,18 @@ import pytest
 import torch
 
 from datasel_wb import recipes, runs
-from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.datasets import load_data
+from datasel_wb.experiments import EXPERIMENTS
 from datasel_wb.scores import SCORES
 from datasel_wb.models import small_cnn
 from datasel_wb.recipes import METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for, scores_of, train_method
-from datasel_wb.scorer import DDSRecipe, DDSSettings
-from datasel_wb.selectors import RS2, DynaMSRecipe, InfoBatch, Prune, Task
+from datasel_wb.registry import Context
+from datasel_wb.selectors import RS2, InfoBatch, Prune, Task
 from datasel_wb.checkpoints import Checkpoints
 from datasel_wb.loop import Recipe, Training
 from datasel_wb.trainer import fit
-from datasel_wb.weighting import DataParametersRecipe
 
-PARTS = {
-    "DDS_RECIPES": dict(data=DataRecipe, train=Recipe, dds=DDSRecipe),
-    "DATA_PARAMETERS_RECIPES": dict(data=DataRecipe, train=Recipe, dp=DataParametersRecipe),
-    "FORGETTING_RECIPES": dict(data=DataRecipe, train=Recipe, removal=RemovalRecipe),
-    "DYNAMS_RECIPES": dict(data=DataRecipe, train=Recipe, dynams=DynaMSRecipe),
-    "COMPARE_RECIPES": dict(data=DataRecipe, train=Recipe, compare=CompareRecipe, dp=DataParametersRecipe, dynams=DynaMSRecipe, dds=DDSSettings),
-}
+PARTS = {e.book.split(".")[1]: e.parts() for e in EXPERIMENTS.values() if e.book.startswith("recipes.")}
 
 
 def settings(**kw):
@@ -152,7 +146,7 @@ def test_every_method_trains_and_its_cost_is_counted(data, tmp_path):
 
 def test_same_start_for_all_methods(data):
     s = settings()
-    starts = [Training(recipe_for(n, s), data, METHODS[n](s, data, None), seed=5) for n in ("uniform", "rs2", "spcl", "data-parameters")]
+    starts = [Training(recipe_for(n, s), data, METHODS[n].selector(s, Context(data)), seed=5) for n in ("uniform", "rs2", "spcl", "data-parameters")]
     for t in starts[1:]: assert all(torch.equal(a, b) for a, b in zip(starts[0].model.parameters(), t.model.parameters()))
 
 
@@ -173,7 +167,7 @@ def test_every_score_can_be_swept_from_its_easy_end(data):
     passes = training.selector.task.passes
     table = scores_of(training, SCORES)
     assert set(SCORES) <= set(table) and training.selector.task.passes == passes + 2 * len(data.train)   # two passes at the end
-    final = torch.tensor(table["loss_mean"].to_numpy())
+    final = training.data.train.by_id(torch.tensor(table["loss_mean"].to_numpy()))
     for name in SCORES:
         order = order_of(table, name)
         half = len(order) // 2

@@ -28,7 +28,7 @@ def resolve(namespace=None, /, **given): return runs.resolve(given if namespace 
 def test_no_room_of_images_imports_translation():
     "Counted in a process of its own; the second part shows that the count can fail."
     code = f"import sys, datasel_wb.{', datasel_wb.'.join(ROOMS)}; there = [m for m in {TRANSLATION} if m in sys.modules]; print(there)"
-    code += f"; import datasel_wb.language_recipes, datasel_wb.corpus; datasel_wb.corpus.number_words(7, 'tr'); print(len([m for m in {TRANSLATION} if m in sys.modules]))"
+    code += f"; import datasel_wb.language_recipes; datasel_wb.corpus.number_words(7, 'az'); print(len([m for m in {TRANSLATION} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split("\n")[:2] == ["[]", str(len(TRANSLATION))], done.stdout + done.stderr[-2000:]
 

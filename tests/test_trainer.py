@@ -79,9 +79,11 @@ def test_the_users_random_state_is_left_alone(digits):
 
 SCRIPT = """
 import sys
-from datasel_wb.data import Augment, DataRecipe, load_data
+from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.images import Augment
+from datasel_wb.loop import Recipe
 from datasel_wb.scorer import DDS, Scorer
-from datasel_wb.trainer import Recipe, fit
+from datasel_wb.trainer import fit
 recipe = Recipe(model="tiny_cnn", steps=240, batch_size=64, log_every=7, eval_every=40, save_every=12, dropout=0.2)
 data = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.3))
 augment = Augment(crop=1, cutout=2, mean=data.train.mean, std=data.train.std)
@@ -237,7 +239,7 @@ def test_a_snapshot_keeps_what_a_state_dict_carries():
 
 SAVES = """
 import sys, torch
-from datasel_wb.trainer import Checkpoints
+from datasel_wb.checkpoints import Checkpoints
 saved = Checkpoints(sys.argv[1])
 step = (saved.load() or {"step": 0})["step"]
 print("ready", flush=True)

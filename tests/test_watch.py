@@ -152,8 +152,9 @@ def test_a_disk_that_refuses_costs_the_view_and_not_the_training(tmp_path, digit
 
 SCRIPT = """
 import sys
-from datasel_wb.data import DataRecipe, load_data
-from datasel_wb.trainer import Recipe, fit
+from datasel_wb.datasets import DataRecipe, load_data
+from datasel_wb.loop import Recipe
+from datasel_wb.trainer import fit
 fit(Recipe(model="tiny_cnn", steps=100_000, batch_size=64, log_every=10), load_data(DataRecipe(dataset="digits", dev_size=250)), folder=sys.argv[1])
 """
 

@@ -156,7 +156,7 @@ def test_many_points(tmp_path, n, seconds):
     with lab(notebook(tmp_path / "many.ipynb", IMPORTS, MANY.format(n=n), "s"), tmp_path) as page:
         page.run_all()
         page.page.wait_for_selector(SCATTER)
-        page.page.wait_for_timeout(3000)
+        page.still(SCATTER)
         waits, slow = [], slowness()
         for k in range(3):
             page.do("times.clear(); polygons.clear()")
@@ -167,7 +167,7 @@ def test_many_points(tmp_path, n, seconds):
             page.do(INSIDE)
             assert page.value("len(expected)") > n / 20 and page.value("np.array_equal(s.selected, expected)")
         page.do("s.show(mask=np.arange(len(x)) % 3 == 0, x=y, y=x)")
-        page.page.wait_for_timeout(3000)
+        page.still(SCATTER)
         page.lasso(SCATTER, [(0.3, 0.3), (0.7, 0.3), (0.5, 0.8)], steps=3)
         page.until("len(polygons) > 0", True)
         page.page.wait_for_timeout(500)

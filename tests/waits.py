@@ -26,5 +26,6 @@ def work() -> float:
 
 
 def slowness() -> float:
-    "How many times slower this machine is just now than a quiet core; at least 1. Bounds on speed are multiplied by it."
-    return max(1.0, sum(work() for _ in range(3)) / 3 / REFERENCE)
+    """How many times slower this machine is just now than a quiet one: by a piece of work, or by the processes that share a core. At least 1;
+    bounds on speed are multiplied by it."""
+    return max(1.0, sum(work() for _ in range(3)) / 3 / REFERENCE, os.getloadavg()[0] / os.cpu_count())

@@ -25,8 +25,8 @@ def spread(training):
     return int(spec.split("[")[1].split("]")[0]) if "devices=[" in spec else 1
 
 
-def six_steps(methods, out, **settings):
-    "Save model and method after six steps of each."
+def six_steps(methods, out, refused=0, **settings):
+    "Save model and method after six steps of each; then a batch of size `refused`, which ends the process."
     done = {}
     for m in methods:
         training = Training(replace(recipe, epochs=4, **settings), DATA, METHODS[m](), augment=augment)
@@ -36,6 +36,7 @@ def six_steps(methods, out, **settings):
         states = {part: getattr(training, part).state_dict() for part in ("model", "selector")}
         done[m] = {f"{part}/{k}": t.cpu() for part, s in states.items() for k, t in s.items() if isinstance(t, torch.Tensor)}
     torch.save(done, out)
+    if refused: Training(replace(recipe, batch_size=refused), DATA)
 
 
 def whole(method, folder, **settings):
