@@ -145,7 +145,7 @@ def test_nothing_is_told_without_a_folder_or_by_another_process(tmp_path, digits
     training = Training(RECIPE, digits)
     training.log = MetricLog(tmp_path, write=False)
     monkeypatch.setattr(type(training.backend.collectives), "main", False)
-    with Live(training, tmp_path) as live: live.tell()
+    with Live(Report(training), tmp_path) as live: live.tell()
     assert not list(tmp_path.iterdir())
 
 
