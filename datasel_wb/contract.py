@@ -93,7 +93,8 @@ class _Trial:
         _assert_untouched(before, self.model, "loss")
         assert loss.shape == () and loss.isfinite(), f"loss must be one finite scalar, not {loss}"
         w = self.sel.seen.weights
-        assert w is None or (w.shape == batch.idx.shape and w.isfinite().all()), "weights must be finite, one per example"
+        fits = w is None or (w.shape == batch.idx.shape and w.isfinite().all())
+        assert fits, "weights must be finite, one per example"
         loss.backward()
         self.opt.step()
         before = _fingerprint(self.model)

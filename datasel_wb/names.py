@@ -82,7 +82,7 @@ MOVED = {
 }
 
 # %% ../nbs/00_names.ipynb #fbc3f99b
-RENAMED = {"ahead": "prefetch", "rank": "sorted_ids"}
+RENAMED = {"ahead": "prefetch", "groups": "by_noise", "rank": "sorted_ids"}
 
 def moved(
     room: str,   # an old module, a key of `MOVED`

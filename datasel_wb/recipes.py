@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DDS_RECIPES', 'DATA_PARAMETERS_RECIPES', 'KIND', 'FORGETTING_RECIPES', 'DYNAMS_RECIPES', 'METHODS', 'AT_THE_END',
-           'COMPARE_RECIPES', 'RemovalRecipe', 'CompareRecipe', 'order_of', 'scores_of', 'trained', 'recipe_for',
-           'check_methods', 'train_method', 'detection']
+           'ON_SCORES', 'ON_UNIFORM', 'COMPARE_RECIPES', 'RemovalRecipe', 'CompareRecipe', 'order_of', 'scores_of',
+           'trained', 'recipe_for', 'check_methods', 'train_method', 'detection']
 
 # %% ../nbs/11_recipes.ipynb #3d9985d1
 import time
@@ -214,6 +214,11 @@ declare("max_loss_increase", _prune("max_loss_increase"), settings=Budget, after
 
 declare("el2n", _prune("el2n"), settings=Budget, after=("uniform",), trials={},
         card="As forgetting, with the mean distance of the predicted probabilities from the label.")
+
+# %% ../nbs/11_recipes.ipynb #0a5c0b11
+# names of an earlier version, for one more: which methods are built on scores, and which on a uniform training
+ON_SCORES = ("forgetting", "max_loss_increase", "el2n")
+ON_UNIFORM = (*ON_SCORES, "dds")
 
 # %% ../nbs/11_recipes.ipynb #f21783ae
 def trained(
