@@ -295,8 +295,10 @@ class Notebook:
         heap = {m["name"]: m["value"] for m in metrics.send("Performance.getMetrics")["metrics"]}["JSHeapUsedSize"]
         rss = {"renderer": 0, "gpu-process": 0}
         for p in psutil.Process().children(recursive=True):
+            try: told, size = " ".join(p.cmdline()), p.memory_info().rss
+            except psutil.Error: continue   # it has ended meanwhile, as those of closed pages do
             for kind in rss:
-                if f"--type={kind}" in " ".join(p.cmdline()): rss[kind] = max(rss[kind], p.memory_info().rss)
+                if f"--type={kind}" in told: rss[kind] = max(rss[kind], size)
         return {"heap": round(heap / 2**20), **{kind: round(v / 2**20) for kind, v in rss.items()}}
 
 
