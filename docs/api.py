@@ -121,7 +121,8 @@ def pages(chapters: dict) -> dict:
     for chapter, labels in chapters.items():
         short = re.sub(r"^\d\d_", "", chapter)
         module = importlib.import_module(f"datasel_wb.{short}")
-        entries = [entry(module, n, labels[n]) for n in sorted(module.__all__, key=str.lower)]
+        own = [n for n in module.__all__ if n in labels]   # what it takes over from a module below stands there
+        entries = [entry(module, n, labels[n]) for n in sorted(own, key=str.lower)]
         head = [f"# {short}", f"{module.__doc__}. The chapter: [{short}]({chapter}.ipynb).",
                 f"```{{py:module}} datasel_wb.{short}\n```"]
         found[f"api_{short}.md"] = "\n\n".join(head + entries)
