@@ -152,8 +152,13 @@ class Records:
 # %% ../nbs/12_review.ipynb #ee4f3ec1
 class Files:
     "Pictures in files."
-    def __init__(self, files, channels: int = 3): self.files, self.channels = files, channels
+    def __init__(self, files, channels: int = 3):
+        with extra("images"): import torchvision.io  # noqa: F401, seconds; not at someone's first click
+        self.files, self.channels = files, channels
+
     def __len__(self): return len(self.files)
+
+
     def take(self, rows) -> list:
         "Images [C, H, W] uint8 of some rows; None where a file is missing or damaged."
         def read(file):
