@@ -6,7 +6,6 @@
 __all__ = ['BACKENDS', 'Eager', 'step_where', 'seconds_of', 'fastest_threads', 'make_backend']
 
 # %% ../nbs/08_backends.ipynb #e8aa05c3
-import math
 import os
 import statistics
 import time
@@ -139,16 +138,16 @@ def fastest_threads(
     most: int,           # threads to try, at most
     timer=seconds_of,    # step -> seconds
 ) -> int:
-    "The number of threads with which a piece of work is fastest: a power of two, or `most`."
-    before, best, best_took = torch.get_num_threads(), 1, math.inf
+    """The number of threads with which a piece of work is fastest, a power of two, where that takes at most two thirds
+    of the time with `most` threads; else `most`, so that a number drawn by chance changes no result."""
+    before, took = torch.get_num_threads(), {}
     try:
-        for n in sorted({*(2 ** k for k in range(most.bit_length())), most}):
+        for n in (most, *(2 ** k for k in range((most - 1).bit_length()))):
             torch.set_num_threads(n)
-            took = timer(step)
-            if took < 0.9 * best_took: best, best_took = n, took
-            elif took > 2 * best_took: break   # more will not help
+            took[n] = timer(step)
     finally: torch.set_num_threads(before)
-    return best
+    best = min(took, key=took.get)
+    return best if 1.5 * took[best] <= took[most] else most
 
 # %% ../nbs/08_backends.ipynb #4e73052e
 BACKENDS = {"eager": Eager}   # tpu_trainer adds "xla" and "torchrun"

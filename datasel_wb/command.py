@@ -94,8 +94,14 @@ def check_command(
         given = parameters(options)
     except Exception: return   # papermill says what is wrong with it
     if told is None: return
-    if entry_points(group="datasel_wb.methods"): given = {k: v for k, v in given.items() if k in told["settings"]}
+    if entry_points(group="datasel_wb.methods"):   # which add settings, and names of methods
+        rules = {k: s["rule"] for k, s in told["settings"].items()}
+        given = {k: v for k, v in given.items() if k in rules and not isinstance(rules[k], dict)}
     check_values(given, told)
+    for name in (k for k in ("dataset", "corpus") if given.get(k)):
+        folder, path = Path(given[name]), {"/", os.sep} & set(given[name])
+        if path and "--cwd" not in options and not folder.is_dir():
+            raise ValueError(f"{name} = {given[name]!r}: no such folder {folder.absolute()}")
 
 # %% ../nbs/00_command.ipynb #66d71df5
 def passive() -> dict:

@@ -21,6 +21,7 @@ import torch
 
 from .core import check_settings, seeded, setting, suggest
 from .names import extra
+from .settings import OrFolder
 
 # %% ../nbs/10_corpus.ipynb #a22b4207
 class Corpus(NamedTuple):
@@ -188,10 +189,13 @@ RELATED = {"az": "tr", "be": "ru", "gl": "pt", "sk": "cs", "pt": "es",
            "aze": "tur", "bel": "rus", "glg": "por", "slk": "ces"}
 
 # %% ../nbs/10_corpus.ipynb #b0227c33
+CORPORA = ("numbers", "multi30k")
+
+# %% ../nbs/10_corpus.ipynb #5d0c7a13
 @dataclass(frozen=True)
 class CorpusRecipe:
     "Which sentence pairs, and how many of them."
-    corpus: str = setting("numbers", "numbers (bundled), multi30k, or a folder of aligned files")
+    corpus: str = setting("numbers", "numbers (bundled), multi30k, or a folder of aligned files", OrFolder(CORPORA))
     lang: str = setting("az", "low-resource source language: dev and test are in it")
     languages: str = setting("", "source languages, comma-separated; empty: all that the corpus has")
     related: str = setting("", "high-resource relative of lang, for the method related; empty: the known one")
@@ -214,12 +218,8 @@ class CorpusRecipe:
         return self.related or RELATED.get(self.lang)
 
 # %% ../nbs/10_corpus.ipynb #464fa844
-CORPORA = ("numbers", "multi30k")
-
 def _check_corpus(r: CorpusRecipe) -> None:
-    "What `check_settings` cannot see: the name of the corpus, and sizes of one that has no end."
-    if r.corpus not in CORPORA and not ({"/", os.sep} & set(r.corpus) or Path(r.corpus).is_dir()):
-        raise ValueError(f"corpus = {r.corpus!r}: neither a known corpus nor a folder; {suggest(r.corpus, CORPORA)}")
+    "What `check_settings` cannot see: sizes of a corpus that has no end."
     for name in ("low", "high", "dev_size", "test_size") if r.corpus == "numbers" else ():
         if not getattr(r, name):
             raise ValueError(f"{name} = 0: must be above 0 with corpus = 'numbers', which has no end")

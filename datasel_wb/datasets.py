@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .core import check_settings, seeded, setting, suggest
+from .core import check_settings, seeded, setting
 from .corruption import (
     NOISE, apply_decisions, noise_pixels, not_streamed, permute_pixels, read_decisions, thin_classes)
 from .examples import Examples, Split, Splits
 from .images import Augment, FolderExamples, list_tree, load_images, try_load
 from .names import extra
+from .settings import OrFolder, numbers
 
 # %% ../nbs/01_datasets.ipynb #736b51b4
 STATS = {"mnist": ((0.1307,), (0.3081,)),
@@ -53,7 +54,8 @@ def load_digits_splits() -> tuple:  # train (1,297) and test (500) `Examples`
 @dataclass(frozen=True)
 class DataRecipe:
     "Which data, what is held out of it, what is made wrong, how it is augmented."
-    dataset: str = setting("digits", "digits, mnist, cifar10, cifar100, or a folder with train/ and test/ or val/")
+    dataset: str = setting("digits", "digits, mnist, cifar10, cifar100, or a folder with train/ and test/ or val/",
+                           OrFolder(DATASETS))
     data_dir: str | None = setting(None, "folder of the data sets; none: the environment variable DATASEL_DATA")
     download: bool = setting(False, "fetch a missing data set into data_dir")
     n_train: int | None = setting(None, "training examples kept, the first ones; none: all", "positive")
@@ -67,11 +69,12 @@ class DataRecipe:
     pixel_noise_std: float = setting(30.0, "standard deviation of the pixel noise, grey levels 0..255", "positive")
     permute_pixels: bool = setting(False,
                                    "reorder the pixels of train, dev and test by one permutation, drawn from data_seed")
-    keep_rates: str | None = setting(None, "share of each class kept in training, comma-separated: 1,1,0.1,...")
+    keep_rates: str | None = setting(None, "share of each class kept in training, comma-separated: 1,1,0.1,...",
+                                     "shares")
     data_seed: int = setting(0, "draws noise and imbalance", "natural")
     flip: bool = setting(False, "mirror images at random")
     crop: int = setting(0, "zero padding to crop from, pixels", "natural")
-    randaugment: int = setting(0, "RandAugment magnitude, 0..30; 0 is off", "natural")
+    randaugment: int = setting(0, "RandAugment magnitude, 0..30; 0 is off", "magnitude")
     cutout: int = setting(0, "side of the blanked square, pixels; 0 is off", "natural")
     image_size: int | None = setting(None, "folders: side to scale images to, pixels", "positive")
     memory_gb: float = setting(8.0, "folders: above so many GB of pixels, stream from disk", "positive")
@@ -83,24 +86,10 @@ class DataRecipe:
         _check_recipe(self)
 
 # %% ../nbs/01_datasets.ipynb #9814fa99
-def _rates(text: str) -> list:
-    "The numbers of `keep_rates`; `ValueError` unless all lie in [0, 1]."
-    try: rates = [float(t) for t in text.split(",")]
-    except ValueError: rates = [-1.0]
-    if not all(0 <= r <= 1 for r in rates):
-        raise ValueError(f"keep_rates = {text!r}: must be numbers in [0, 1], comma-separated")
-    return rates
-
 def _check_recipe(r: DataRecipe) -> None:
-    "What `check_settings` cannot see: bounds of its own, and fields that depend on each other."
-    if r.randaugment > 30: raise ValueError(f"randaugment = {r.randaugment}: must lie in 0..30 (0 is off)")
-    if r.keep_rates is not None: _rates(r.keep_rates)
-    if r.dataset in DATASETS:
-        if r.image_size is not None:
-            raise ValueError(f"image_size = {r.image_size}: only folders are scaled, not dataset = {r.dataset!r}")
-    elif not ({"/", os.sep} & set(r.dataset) or Path(r.dataset).is_dir()):
-        raise ValueError(
-            f"dataset = {r.dataset!r}: neither a known data set nor a folder; {suggest(r.dataset, DATASETS)}")
+    "What `check_settings` cannot see: fields that depend on each other."
+    if r.dataset in DATASETS and r.image_size is not None:
+        raise ValueError(f"image_size = {r.image_size}: only folders are scaled, not dataset = {r.dataset!r}")
 
 # %% ../nbs/01_datasets.ipynb #20f39671
 def load_tree(
@@ -212,7 +201,7 @@ def load_data(recipe: DataRecipe) -> Splits:
     if recipe.pixel_noise:
         train = noise_pixels(train, recipe.pixel_noise, recipe.pixel_noise_std, seeded(recipe.data_seed, "pixels"))
     if recipe.keep_rates is not None:
-        train = thin_classes(train, _rates(recipe.keep_rates), seeded(recipe.data_seed, "imbalance"))
+        train = thin_classes(train, numbers(recipe.keep_rates), seeded(recipe.data_seed, "imbalance"))
     if recipe.noise: train = NOISE[recipe.noise_kind](train, recipe.noise, seeded(recipe.data_seed, "noise"))
     if recipe.decisions is not None: train = apply_decisions(train, read_decisions(recipe.decisions))
     splits = Splits(train, dev, test)

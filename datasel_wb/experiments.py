@@ -17,7 +17,7 @@ from typing import get_args, get_type_hints
 
 from . import command, runs
 from .registry import declared
-from .settings import describe, known_settings
+from .settings import Each, describe, known_settings
 
 # %% ../nbs/11_experiments.ipynb #05eb6556
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Experiment:
     book: str                # room.name of its recipes
     published: str           # the recipe that "auto" stands for when steps or epochs are given
     own: dict                # part -> room.name of a settings dataclass, beside data and train
-    methods: str = ""        # kind of the declared methods whose settings it has too
+    methods: str = ""        # kind of the declared methods that it chooses from
+    choose: str = ""         # the setting that names them
+    adds: bool = False       # whether their settings are its settings too
 
     def recipes(self) -> dict:
         "Its recipes by name."
@@ -36,7 +38,7 @@ class Experiment:
         "Part -> settings dataclass, as `runs.resolve` takes them. `ValueError` when two give one name two meanings."
         parts = {k: found(name)
                  for k, name in (dict(data="datasets.DataRecipe", train="loop.Recipe") | self.own).items()}
-        if self.methods:
+        if self.adds:
             known = [m for m in declared(self.methods).values()
                      if m.settings and (outside or of_the_package(m.settings))]
             kinds = dict.fromkeys(m.settings for m in known)
@@ -45,6 +47,14 @@ class Experiment:
                 parts |= {next(m.name for m in known if m.settings is c).replace("-", "_"): c}
         check_agreement((runs.RunRecipe, *parts.values()))
         return parts
+
+    def known(self, outside: bool = True) -> dict:   # whether methods of other packages count
+        "Setting -> what is known of it; of the one that chooses methods, their names."
+        known = known_settings(runs.RunRecipe, *self.parts(outside).values())
+        if self.choose:
+            names = (k for k, m in declared(self.methods).items() if outside or of_the_package(m.make))
+            known[self.choose] = known[self.choose]._replace(rule=Each(("all", *names)))
+        return known
 
 # %% ../nbs/11_experiments.ipynb #c212201c
 def found(name: str):
@@ -64,9 +74,10 @@ EXPERIMENTS = {
                                  dict(removal="recipes.RemovalRecipe")),
     "run_dynams": Experiment("recipes.DYNAMS_RECIPES", "cifar10-resnet18", dict(dynams="selectors.DynaMSRecipe")),
     "run_compare": Experiment("recipes.COMPARE_RECIPES", "cifar10-10k",
-                              dict(compare="recipes.CompareRecipe"), "images"),
+                              dict(compare="recipes.CompareRecipe"), "images", "methods", adds=True),
     "run_nmt": Experiment("language_recipes.NMT_RECIPES", "quick", dict(
-        data="corpus.CorpusRecipe", train="translation.NMTRecipe", languages="mixtures.LanguageRecipe")),
+        data="corpus.CorpusRecipe", train="translation.NMTRecipe", languages="mixtures.LanguageRecipe"),
+        "translation", "method"),
 }
 
 # %% ../nbs/11_experiments.ipynb #a0102f8a
@@ -135,9 +146,8 @@ def differing(
 # %% ../nbs/11_experiments.ipynb #7e0faf67
 def described() -> str:
     "What the papermill command knows of all experiments, as JSON."
-    def known(e): return known_settings(runs.RunRecipe, *e.parts(outside=False).values())
-    return (json.dumps({name: describe(known(e), e.recipes(), e.published) for name, e in EXPERIMENTS.items()},
-                       indent=1) + "\n")
+    told = {name: describe(e.known(outside=False), e.recipes(), e.published) for name, e in EXPERIMENTS.items()}
+    return json.dumps(told, indent=1) + "\n"
 
 def main(argv: list) -> int:
     "Write the parameter cells and what the command knows, or with `--check` say what differs; returns the exit status."

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from .corpus import CorpusRecipe, load_corpus
+from .corpus import CORPORA, CorpusRecipe, load_corpus
 from .mixtures import LanguageContext
 from .recipes import trained
 from .registry import Declared
@@ -43,7 +43,7 @@ NMT_RECIPES = {
 # %% ../nbs/11_language_recipes.ipynb #4600058c
 KIND = RunKind(dict(data=CorpusRecipe, train=NMTRecipe),
                lambda s: prepare_text(load_corpus(s.data), s.train, s.data.decisions),
-               lambda s, data: None, Translation, dict(corpus=("numbers", "multi30k")))   # runs of translation
+               lambda s, data: None, Translation, dict(corpus=CORPORA))   # runs of translation
 
 # %% ../nbs/11_language_recipes.ipynb #670fb4c1
 NMT_METHODS = Declared("translation")   # name -> Method

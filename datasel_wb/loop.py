@@ -23,7 +23,7 @@ from .dynamics import Dynamics
 from .examples import Loader, Normalise, Splits, check_batch, eval_batches
 from .models import MODELS, make_model
 from .selectors import Selector, Task, Uniform
-from .settings import RENAMED, takes_old_names
+from .settings import RENAMED, numbers, takes_old_names
 
 # %% ../nbs/08_loop.ipynb #1e91cf5c
 @takes_old_names(grad_bound="clip_norm")
@@ -36,7 +36,8 @@ class LoopRecipe:
     schedule: str = setting("cosine", "cosine to 0, step (times lr_drop at each milestone), or constant",
                             ("cosine", "step", "constant"))
     milestones: str = setting("0.3,0.6,0.8",
-                              "step schedule: shares of the training at which the learning rate drops, comma-separated")
+                              "step schedule: shares of the training at which the learning rate drops, comma-separated",
+                              "milestones")
     lr_drop: float = setting(0.2, "step schedule: factor of each drop", "fraction")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", "share")
     weight_decay: float = setting(2e-4,
@@ -66,15 +67,6 @@ class LoopRecipe:
 
     def __post_init__(self):
         check_settings(self)
-        self.drops()
-
-    def drops(self) -> list:
-        "The milestones as numbers. `ValueError` unless they are shares that grow."
-        try: shares = [float(s) for s in self.milestones.split(",")]
-        except ValueError: shares = []
-        if not shares or shares != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
-            raise ValueError(f"milestones = {self.milestones!r}: must be growing numbers in (0, 1), comma-separated")
-        return shares
 
     @property
     def peak(self) -> float:
@@ -86,7 +78,7 @@ class LoopRecipe:
         if step < self.warmup_steps: return self.peak * (step + 1) / self.warmup_steps
         if self.schedule == "constant": return self.peak
         if self.schedule == "step":
-            return self.peak * self.lr_drop ** sum(step >= s * self.steps - 1e-3 for s in self.drops())
+            return self.peak * self.lr_drop ** sum(step >= s * self.steps - 1e-3 for s in numbers(self.milestones))
         done = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
         return self.peak * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -105,15 +97,10 @@ class Recipe(LoopRecipe):
     batch_size: int = setting(128, "training examples per step, over all devices", "positive")
     eval_batch_size: int = setting(500, "examples per evaluation batch", "positive")
     momentum: float = setting(0.9, "SGD momentum", "share")
-    nesterov: bool = setting(True, "Nesterov momentum")
+    nesterov: bool = setting(True, "Nesterov momentum", needs="momentum")
     bn_momentum: float = setting(0.1, "batch norm: share of the new batch in the running statistics", "fraction")
     bn_eps: float = setting(1e-5, "batch norm: added to the variance", "positive")
     workers: int = setting(0, "processes that decode images, for a data set that stays on disk", "natural")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov = True: needs a momentum above 0")
 
     @property
     def peak(self): return self.lr * self.batch_size / 256

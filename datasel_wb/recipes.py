@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .backends import make_backend
-from .core import check_settings, listed, setting, suggest
+from .core import check_settings, listed, setting
 from .datasets import DATASETS, DataRecipe, load_data, make_augment
 from .examples import Splits
 from .loop import Recipe, Training
@@ -27,6 +27,7 @@ from .report import Report
 from .registry import Context, Declared, before, chosen, declare
 from .scores import SCORES, by_full_set, grand, last_layer_grad_norm, noise_auroc, sorted_ids
 from .selectors import Budget, Prune
+from .settings import Each
 from .trainer import RunKind, fit
 from .names import moved
 
@@ -93,15 +94,15 @@ KIND = RunKind(dict(data=DataRecipe, train=Recipe), lambda s: load_data(s.data),
 class RemovalRecipe:
     "Which examples are removed, how many, and by which scores."
     scores: str = setting("forgetting,max_loss_increase",
-                          f"orders to sweep, of {', '.join(SCORES)}; removal at random is always in")
+                          f"orders to sweep, of {', '.join(SCORES)}; removal at random is always in", Each(SCORES))
     score_seeds: int = setting(3, "trainings whose scores are merged", "positive")
     remove: str = setting("0.25,0.5,0.75",
-                          "how many examples to remove, comma-separated; below 1: shares of the training set")
+                          "how many examples to remove, comma-separated; below 1: shares of the training set",
+                          "numbers")
     keep_lowest_n: int = setting(0, "lowest-scored examples that stay", "natural")
     def __post_init__(self):
         check_settings(self)
-        for s in self.orders():
-            if s not in SCORES: raise ValueError(f"scores = {self.scores!r}: {suggest(s, SCORES)}")
+        self.orders()
         self.counts(10**9)
 
     def orders(self) -> list:

@@ -437,7 +437,7 @@ def test_the_link_of_a_killed_command_is_not_followed(misspelt):
     ({"steps": -150_000}, "steps = -150000: must be above 0"),
     ({"seeds": 0}, "seeds = 0: must be above 0"),
     ({"steps": 100, "warmup_steps": 100}, "warmup_steps = 100: must be below steps = 100"),
-    ({"dataset": "cifar"}, "dataset = 'cifar': neither a known data set nor a folder; did you mean 'cifar10'?"),
+    ({"dataset": "cifar"}, "dataset = 'cifar': neither a known name nor a folder; did you mean 'cifar10'?"),
     ({"model": "resnet"}, "model = 'resnet': must be one of "),
     ({"recipe": "quik"}, "recipe = 'quik': did you mean 'quick'?"),
     ({"recipe": "imagenet"}, "recipe = 'imagenet': did you mean 'imagenet-resnet50'?"),

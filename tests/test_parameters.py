@@ -10,10 +10,9 @@ import click
 import pytest
 from papermill.cli import _resolve_type, papermill
 
-from datasel_wb import runs
 from datasel_wb.command import FILE, TAKES, check_command, parameters, passive, project_root, read_command, typed
 from datasel_wb.experiments import EXPERIMENTS, described
-from datasel_wb.settings import check_values, describe, known_settings
+from datasel_wb.settings import check_values, describe
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", "ipykernel", "datasel_wb.core",
@@ -23,8 +22,7 @@ LARGE = ("torch", "papermill", "nbclient", "jupyter_client", "pandas", "numpy", 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_file_is_what_the_classes_say(name):
     e = EXPERIMENTS[name]
-    said = json.loads(
-        json.dumps(describe(known_settings(runs.RunRecipe, *e.parts().values()), e.recipes(), e.published)))
+    said = json.loads(json.dumps(describe(e.known(), e.recipes(), e.published)))
     assert json.loads(FILE.read_text())[name] == said, "run make parameters"
     assert FILE.read_text() == described()
 
@@ -56,6 +54,18 @@ def test_nothing_large_is_imported_before_the_check():
     ("run_dds", ["-y", "seeds: 0"], "seeds = 0: must be above 0"),
     ("run_dds", ["-b", base64.b64encode(b"seeds: 0").decode()], "seeds = 0: must be above 0"),
     ("run_dds", ["-p", "model", "resnet"], "model = 'resnet': must be one of "),
+    ("run_dds", ["-p", "dataset", "mnits"], "dataset = 'mnits': neither a known name nor a folder; did you mean"),
+    ("run_dds", ["-p", "dataset", "./nowhere"], "dataset = './nowhere': no such folder /"),
+    ("run_nmt", ["-p", "corpus", "./nowhere"], "corpus = './nowhere': no such folder /"),
+    ("run_dds", ["-p", "keep_rates", "1,2"], "keep_rates = '1,2': must be numbers in [0, 1], comma-separated"),
+    ("run_dds", ["-p", "milestones", "0.6,0.3"], "milestones = '0.6,0.3': must be growing numbers in (0, 1)"),
+    ("run_dds", ["-p", "milestones", "1"], "milestones = '1': must be growing numbers in (0, 1)"),
+    ("run_dds", ["-p", "randaugment", "31"], "randaugment = 31: must lie in 0..30 (0 is off)"),
+    ("run_dds", ["-p", "momentum", "0"], "nesterov = True: needs a momentum above 0"),
+    ("run_compare", ["-p", "methods", "uniform,data_parameters"], "methods = 'uniform,data_parameters': did you mean"),
+    ("run_nmt", ["-p", "method", "dsd"], "method = 'dsd': did you mean 'dds'?"),
+    ("run_forgetting", ["-p", "scores", "forgeting"], "scores = 'forgeting': did you mean 'forgetting'?"),
+    ("run_forgetting", ["-p", "remove", "half"], "remove = 'half': must be numbers, comma-separated"),
     ("run_nmt", ["-p", "reward", "cosin"], "reward = 'cosin': must be one of "),
     ("run_nmt", ["-p", "batch_size", "64"], "batch_size: no such parameter"),
     ("run_data_parameters", ["out.ipynb", "-p", "inst_init", "0.0"], "inst_init = 0.0: must be above 0"),
@@ -80,7 +90,10 @@ def test_a_file_of_parameters(tmp_path):
     ["nbs/run_dds.ipynb"], ["nbs/run_dds.ipynb", "-p", "name", "None"], ["--help"], [],
     ["nbs/tour.ipynb", "-p", "batchsize", "3"], ["-p", "steps"],
     ["--help-notebook", "nbs/run_dds.ipynb", "-p", "batchsize", "3"],
-    ["nbs/run_dds.ipynb", "-p", "dataset", "./somewhere"]])
+    ["nbs/run_dds.ipynb", "-p", "dataset", "./nbs"], ["nbs/run_dds.ipynb", "-p", "dataset", "tests"],
+    ["nbs/run_dds.ipynb", "-p", "dataset", "../x", "--cwd", "tests"], ["nbs/run_dds.ipynb", "-p", "dataset", "None"],
+    ["nbs/run_dds.ipynb", "-p", "milestones", "0.5"], ["nbs/run_forgetting.ipynb", "-p", "remove", "0.5"],
+    ["nbs/run_compare.ipynb", "-p", "methods", "dds, rs2"], ["nbs/run_compare.ipynb", "-p", "methods", "all"]])
 def test_what_passes(argv, monkeypatch):
     monkeypatch.chdir(ROOT)
     check_command(argv)
@@ -95,7 +108,7 @@ def test_an_unknown_name_may_be_of_another_package(monkeypatch):
     "Whose methods bring settings; what is known is checked all the same."
     monkeypatch.setattr("datasel_wb.command.entry_points",
                         lambda group: ["one"] if group == "datasel_wb.methods" else [])
-    check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5"])
+    check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5", "-p", "methods", "toy"])
     with pytest.raises(ValueError, match="seeds = 0"):
         check_command([str(ROOT / "nbs/run_compare.ipynb"), "-p", "toy_share", "0.5", "-p", "seeds", "0"])
 

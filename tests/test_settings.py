@@ -104,10 +104,12 @@ def test_old_names_of_functions():
 # --- short runs
 
 @pytest.mark.parametrize("given, there", [
-    (dict(steps=3), dict(warmup_steps=0, log_every=1, eval_every=1, save_every=1, scorer_warmup_steps=20)),
+    (dict(steps=3), dict(warmup_steps=0, log_every=1, eval_every=1, save_every=1)),
+    (dict(steps=3), dict(scorer_steps=3, scorer_warmup_steps=0)),
+    (dict(steps=3, scorer_steps=8), dict(scorer_steps=8, scorer_warmup_steps=2)),
     (dict(steps=40), dict(warmup_steps=10, log_every=8, eval_every=20, save_every=20)),
     (dict(steps=400), dict(warmup_steps=30, log_every=20, eval_every=100, save_every=200)),
-    (dict(steps=4000), dict(warmup_steps=30, log_every=20, eval_every=100, save_every=200)),
+    (dict(steps=4000), dict(scorer_steps=150, warmup_steps=30, log_every=20, eval_every=100, save_every=200)),
     (dict(steps=3, eval_every=7, log_every=9, save_every=11), dict(eval_every=7, log_every=9, save_every=11)),
     (dict(epochs=1), dict(warmup_steps=2, log_every=1, eval_every=4)),            # 1,047 examples, 8 batches of 128
     (dict(epochs=20), dict(warmup_steps=30, log_every=20, eval_every=80)),
