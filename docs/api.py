@@ -61,7 +61,7 @@ def class_call(cls) -> tuple:
         shown = [f"{f.name}: {type_name(f.type)} = {f.default!r}" for f in fields(cls)]
         return f"({', '.join(shown)})", {f.name: f.metadata.get("doc", "")
                                          for f in fields(cls) if f.metadata.get("doc")}
-    if issubclass(cls, tuple):
+    if hasattr(cls, "_fields"):   # a NamedTuple
         shown = [k + (f" = {cls._field_defaults[k]!r}" if k in cls._field_defaults else "") for k in cls._fields]
         return f"({', '.join(shown)})", {k: v for k, v in docments(cls).items() if v and k in cls._fields}
     if "__init__" in cls.__dict__: return call(cls.__init__, True), comments(cls.__init__)

@@ -41,7 +41,7 @@ CHROMIUM = (os.environ.get("DATASEL_CHROMIUM") or shutil.which("chromium") or sh
             or shutil.which("google-chrome"))
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
          "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--enable-precise-memory-info"]
+         "--enable-precise-memory-info", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 ENDINGS = ExitStack()   # what ends with the process: the servers, the browser, Playwright
 atexit.register(ENDINGS.close)   # conftest.py does it earlier
 SETTINGS = {   # of JupyterLab, by plugin
