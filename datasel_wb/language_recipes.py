@@ -22,11 +22,13 @@ if TYPE_CHECKING: import pandas as pd
 # %% ../nbs/11_language_recipes.ipynb #20e82214
 NMT_RECIPES = {
     "ted": dict(
-        corpus="./ted", lang="aze", target="eng", low=0, high=0, dev_size=0, test_size=0, source_vocab=8000,
-        target_vocab=8000, max_length=200, buckets=16, embed=128, hidden=512, dropout=0.3, max_tokens=1500, lr=1e-3,
-        steps=200_000, beam=5, block=20_000, updates=100, language_lr=1e-4,
-        language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50, eval_every=2500,
-        save_every=2500, seeds=4),
+        corpus="./ted", lang="aze", languages="aze,bel,glg,slk,tur,rus,por,ces", target="eng", low=0, high=0,
+        dev_size=0, test_size=0, source_vocab=8000, target_vocab=8000, max_length=201, cut_length=300, loss_sum=True,
+        buckets=16, embed=128, hidden=512, dropout=0.3, max_tokens=750, lr=1e-3, clip_norm=5.0, steps=200_000, beam=5,
+        draw="bernoulli", target_order="corpus", block=20_000, first_blocks=5, first_block=5_000, updates=100,
+        updates_alone=1, imitate="low", imitate_steps=3200, gradient_of="low", alpha1=0.5, alpha2=1.0,
+        language_lr=1e-4, language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50,
+        eval_every=2500, save_every=2500, seeds=4),
     "multi30k": dict(
         corpus="multi30k", lang="cs", related="de", low=2000, high=12_000, overlap=0.5, dev_size=300, test_size=0,
         source_vocab=4000, target_vocab=2000, max_length=40, buckets=5, embed=64, hidden=128, dropout=0.2,

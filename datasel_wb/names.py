@@ -69,7 +69,7 @@ METHOD_ROOMS = {"images": ("selectors", "weighting", "scorer", "batch_selection"
 # %% ../nbs/00_names.ipynb #bc6e750e
 MOVED = {
     "data": ("examples", "images", "corruption", "datasets"),
-    "nmt": ("corpus", "pairs", "translation", "mixtures"),
+    "nmt": ("corpus", "pairs", "translation", "sources", "mixtures"),
     "viz": ("chart_base", "charts", "result_charts", "language_charts", "pictures"),
     "trainer": ("backends", "checkpoints", "loop", "report"),
     "dynamics": ("scores",),
@@ -77,7 +77,8 @@ MOVED = {
     "tpu_trainer": ("profile",),
     "translation": ("pairs",),
     "scores": ("scores",),
-    "recipes": ("language_recipes", "mixtures", "core"),
+    "recipes": ("language_recipes", "mixtures", "sources", "core"),
+    "mixtures": ("sources",),
     "explorer": ("cards",),
 }
 

@@ -21,8 +21,8 @@ import torch
 from datasel_wb.core import Collectives, seeded, start_momentum
 from datasel_wb.corpus import NUMBERS, RELATED, CorpusRecipe, join_pairs, load_corpus, number_words
 from datasel_wb.mixtures import (
-    TCS, LanguageDDS, LanguageSampler, LanguageScorer, Languages, Sketch, gumbel, imitate, masked_log_softmax,
-    ngrams, similarity, target_conditioned)
+    TCS, LanguageDDS, LanguageSampler, LanguageScorer, Languages, Sketch, imitate)
+from datasel_wb.sources import gumbel, masked_log_softmax, ngrams, similarity, target_conditioned
 from datasel_wb.translation import (
     BOS, EOS, PAD, NMTRecipe, PairLoader, Pairs, Seq2Seq, Translation, beam_search, corpus_loss, encode,
     paired_bootstrap, prepare_text, sentence_loss, train_pieces, translate, translation_scores)

@@ -16,8 +16,8 @@ from datasel_wb.settings import Known, takes_old_names
 
 PARTS = dict(data=DataRecipe, train=Recipe, dds=DDSRecipe)
 ROOMS = ("review", "explorer", "recipes", "runs", "watch", "cards")
-TRANSLATION = ("datasel_wb.translation", "datasel_wb.corpus", "datasel_wb.mixtures", "datasel_wb.language_recipes",
-               "sentencepiece", "sacrebleu", "num2words")
+TRANSLATION = ("datasel_wb.translation", "datasel_wb.corpus", "datasel_wb.sources", "datasel_wb.mixtures",
+               "datasel_wb.language_recipes", "sentencepiece", "sacrebleu", "num2words")
 
 
 def resolve(namespace=None, /, **given):
