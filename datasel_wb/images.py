@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .core import Batch, Collectives, seeded
+from .core import Batch, Collectives, check, seeded
 from .examples import Normalise, Split
 from .names import extra
 
@@ -42,6 +42,7 @@ def pick_pixels(
     picked = x.flatten(2).gather(2, at).view(x.shape) * inside
     return picked + (~inside).to(x.dtype) * fill if fill else picked
 
+# %% ../nbs/01_images.ipynb #3cf799f4
 def flip_crop(
     x: Tensor,   # [B, C, H, W]
     u: Tensor,   # [3, B] uniform numbers: flip, vertical and horizontal offset
@@ -133,6 +134,7 @@ class _Constants(NamedTuple):
     names: tuple       # of the operations, "Identity" after them
     matrices: Tensor   # [n + 1, 2, 6] per operation and sign
     tables: Tensor     # [n + 1, 2, 256]
+    kinds: Tensor      # [n + 1] which entry of `_CHANGES` makes an operation; on the host
     factors: Tensor    # [2, 1, 1, 1] of a blend, per sign
     side: int          # of Cutout, pixels
     exact: bool        # grey images are rounded as PIL rounds them, else as torchvision does
@@ -144,7 +146,9 @@ def _constants(style: str, magnitude: int, h: int, w: int, device) -> _Constants
     matrices = torch.tensor([[_affine(op, v, h, w) for v in signed] for op in names], dtype=torch.float32)
     tables = torch.stack([torch.stack([_fixed_table(op, v) for v in signed]) for op in names])
     factors = torch.tensor([v.enhance for v in signed]).view(2, 1, 1, 1)
-    return _Constants(names, matrices.to(device), tables.to(device), factors.to(device), signed[0].side, style == "dds")
+    kinds = torch.tensor([next(i for i, group in enumerate(_CHANGES) if n in group) for n in names])
+    return _Constants(names, matrices.to(device), tables.to(device), kinds, factors.to(device), signed[0].side,
+                      style == "dds")
 
 # %% ../nbs/01_images.ipynb #c7f08526
 def warp(
@@ -217,8 +221,7 @@ def _contrast(x: Tensor, f: Tensor, exact: bool) -> Tensor:
 
 def _look_up(x: Tensor, table: Tensor) -> Tensor:
     "The new grey levels by a table [B, C or 1, 256]; uint8."
-    table = table.to(torch.uint8).expand(-1, x.shape[1], -1)
-    return table.gather(2, x.flatten(2).long()).view(x.shape)
+    return table.to(torch.uint8).expand(-1, x.shape[1], -1).gather(2, x.flatten(2).long()).view(x.shape)
 
 # %% ../nbs/01_images.ipynb #3c5a777c
 def _every_operation(x: Tensor, op: Tensor, sign: Tensor, k: _Constants, fill: int, centre) -> Tensor:
@@ -249,15 +252,10 @@ _CHANGES = {   # operations -> images [b, C, H, W], their operations and signs, 
     ("Identity",): lambda x, op, sign, k, fill, centre: x,
 }
 
-@lru_cache(maxsize=4)
-def _kinds(names: tuple) -> Tensor:
-    "[n + 1] which entry of `_CHANGES` makes each operation."
-    return torch.tensor([next(i for i, group in enumerate(_CHANGES) if n in group) for n in names])
-
 # %% ../nbs/01_images.ipynb #4b0a17c8
 def _own_operation(x: Tensor, op: Tensor, sign: Tensor, k: _Constants, fill: int, centre) -> Tensor:
     "Each operation on the images that drew it, sorted by operation; `op`, `sign`, `centre` lie on the host."
-    kind = _kinds(k.names)[op]
+    kind = k.kinds[op]
     order = kind.argsort()
     counts = kind.bincount(minlength=len(_CHANGES)).tolist()
     numbers = torch.stack([order, order.argsort(), op[order], sign[order]]).to(x.device, non_blocking=True)
@@ -275,23 +273,15 @@ def randaugment(
     magnitude: int,  # 0..30
     style: str = "uniform",         # a name in `STYLES`
     fill: int = 0,                  # grey level 0..255 of what comes in from outside, and of Cutout
-    centre: Tensor | None = None,   # "dds": [2, B] uniform numbers, row and column of Cutout's centre
+    centre: Tensor | None = None,   # "dds": [2, B] uniform numbers, row and column of Cutout's centre; None: the middle
     grouped: bool | None = None,    # each image pays for its own operation; None: where `op` lies on the host
 ) -> Tensor:         # [B, C, H, W] uint8
     "One layer of RandAugment: to each image its own operation."
     k = _constants(style, magnitude, *x.shape[-2:], x.device)
+    if not len(x): return x
+    if centre is None and "Cutout" in k.names: centre = torch.full((2, len(x)), 0.5, device=op.device)
     if grouped is None: grouped = op.device.type == "cpu" and x.device.type != "xla"
     return (_own_operation if grouped else _every_operation)(x, op, sign, k, fill, centre)
-
-# %% ../nbs/01_images.ipynb #dd872e10
-def _check_augment(crop, magnitude, cutout, style, fill) -> None:
-    "`ValueError` for the first wrong argument of `Augment`."
-    if not 0 <= magnitude <= 30: raise ValueError(f"randaugment = {magnitude}: must lie in 0..30 (0 is off)")
-    for name, v in (("crop", crop), ("cutout", cutout)):
-        if v < 0: raise ValueError(f"{name} = {v}: must be 0 or more pixels")
-    if style not in STYLES: raise ValueError(f"randaugment_style = {style!r}: must be one of {', '.join(STYLES)}")
-    if not isinstance(fill, int) or not 0 <= fill <= 255:
-        raise ValueError(f"fill = {fill!r}: must be a grey level in 0..255")
 
 # %% ../nbs/01_images.ipynb #4b0a17e3
 def _layers(x: Tensor, u: Tensor, magnitude: int, style: str, fill: int) -> Tensor:
@@ -316,7 +306,10 @@ class Augment(Normalise):
         randaugment_style: str = "uniform",  # or "dds": as in the released code of DDS
         fill: int = 0,         # grey level 0..255 of padding, warps and cutout; 0: black, cutout with the mean color
     ):
-        _check_augment(crop, randaugment, cutout, randaugment_style, fill)
+        check("magnitude", int, randaugment=randaugment)
+        check("natural", int, crop=crop, cutout=cutout)
+        check("grey", int, fill=fill)
+        check(tuple(STYLES), str, randaugment_style=randaugment_style)
         self.flip, self.crop, self.randaugment, self.cutout = flip, crop, randaugment, cutout
         self.randaugment_style, self.fill = randaugment_style, fill
         super().__init__(mean, std)

@@ -535,7 +535,8 @@ def test_splits_are_disjoint_and_in_order():
     ({"dev_from": "last"}, ["first, rest"]), ({"keep_rates": "1,1"}, ["keep_rates has 2", "10"]),
     ({"keep_rates": "1,x"}, ["keep_rates = '1,x'"]), ({"keep_rates": ",".join("2" * 10)}, ["[0, 1]"]),
     ({"randaugment": 31}, ["0..30"]), ({"crop": -1}, ["crop"]), ({"cutout": -2}, ["cutout"]),
-    ({"randaugment_style": "d"}, ["randaugment_style = 'd'", "uniform, dds"]), ({"fill": 256}, ["fill = 256", "0..255"]),
+    ({"randaugment_style": "d"}, ["randaugment_style = 'd'", "uniform, dds"]),
+    ({"fill": 256}, ["fill = 256", "0..255"]),
     ({"flip": 1}, ["flip", "bool"]), ({"image_size": 32}, ["image_size = 32", "folders"]),
     ({"memory_gb": 0.0}, ["memory_gb"]), ({"n_train": "all"}, ["n_train"]),
 ])

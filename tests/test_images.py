@@ -87,6 +87,15 @@ def test_grouped_by_operation_is_the_same_to_the_last_bit(style, shape):
         assert torch.equal(few, one[:3])
 
 
+def test_an_empty_batch_and_a_centre_that_nobody_gave(photos):
+    none = torch.zeros(0, dtype=torch.int64)
+    for style in STYLES: assert randaugment(photos[:0], none, none, 17, style).shape == (0, 3, 32, 32)
+    op, sign = torch.full((48,), 14), torch.zeros(48).long()
+    for grouped in (True, False):
+        out = randaugment(photos, op, sign, 17, "dds", 128, grouped=grouped)
+        assert torch.equal(out, cutout(photos, torch.full((2, 48), 0.5), 12, 128))
+
+
 def test_grouped_computes_only_what_was_drawn(photos, monkeypatch):
     "Equalize is never called for a batch without it; every operation on every image calls it."
     calls = []
