@@ -21,7 +21,7 @@ from .core import check_settings, seeded, setting
 from .corruption import (
     NOISE, apply_decisions, noise_pixels, not_streamed, permute_pixels, read_decisions, thin_classes)
 from .examples import Examples, Split, Splits
-from .images import Augment, FolderExamples, list_tree, load_images, try_load
+from .images import STYLES, Augment, FolderExamples, list_tree, load_images, try_load
 from .names import extra
 from .settings import OrFolder, numbers
 
@@ -73,9 +73,12 @@ class DataRecipe:
                                      "shares")
     data_seed: int = setting(0, "draws noise and imbalance", "natural")
     flip: bool = setting(False, "mirror images at random")
-    crop: int = setting(0, "zero padding to crop from, pixels", "natural")
+    crop: int = setting(0, "padding to crop from, pixels", "natural")
     randaugment: int = setting(0, "RandAugment magnitude, 0..30; 0 is off", "magnitude")
+    randaugment_style: str = setting("uniform", "uniform: full strength at 30, always applied; dds: as in the "
+                                     "released code of DDS, full strength at 10", tuple(STYLES))
     cutout: int = setting(0, "side of the blanked square, pixels; 0 is off", "natural")
+    fill: int = setting(0, "grey level of crop padding, warps and cutout; 0: black, cutout with the mean color", "grey")
     image_size: int | None = setting(None, "folders: side to scale images to, pixels", "positive")
     memory_gb: float = setting(8.0, "folders: above so many GB of pixels, stream from disk", "positive")
     skip_corrupt: bool = setting(False, "folders: leave out unreadable images instead of stopping")
@@ -212,4 +215,5 @@ def load_data(recipe: DataRecipe) -> Splits:
 # %% ../nbs/01_datasets.ipynb #d405ae57
 def make_augment(recipe: DataRecipe, train: Split) -> Augment:
     "The training augmentation of a recipe, normalised like `train`."
-    return Augment(recipe.flip, recipe.crop, recipe.randaugment, recipe.cutout, train.mean, train.std)
+    return Augment(recipe.flip, recipe.crop, recipe.randaugment, recipe.cutout, train.mean, train.std,
+                   recipe.randaugment_style, recipe.fill)

@@ -23,6 +23,7 @@ RULES = {
     "share": (lambda v: 0 <= v < 1, "must lie in [0, 1)"),
     "fraction": (lambda v: 0 < v <= 1, "must lie in (0, 1]"),
     "magnitude": (lambda v: 0 <= v <= 30, "must lie in 0..30 (0 is off)"),
+    "grey": (lambda v: 0 <= v <= 255, "must lie in 0..255"),
     "shares": (lambda v: all(0 <= x <= 1 for x in numbers(v)), "must be numbers in [0, 1], comma-separated"),
     "numbers": (lambda v: all(map(math.isfinite, numbers(v))), "must be numbers, comma-separated"),
     "milestones": (lambda v: _grows([0, *numbers(v), 1]), "must be growing numbers in (0, 1), comma-separated"),

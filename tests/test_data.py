@@ -207,16 +207,17 @@ import torch, torch_xla, torch_xla.debug.metrics as met
 from datasel_wb.core import seeded
 from datasel_wb.data import Augment
 x = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=seeded(0, "x"))
-augment = Augment(True, 4, 17, 16, (0.5,) * 3, (0.2,) * 3)
-expected, g, d = [augment(x, h) for h in [seeded(0, "a")] for _ in range(4)], seeded(0, "a"), x.to("xla")
-torch_xla.sync()
-for step, want in enumerate(expected):
-    out = augment(d, g)
+for more in ((), ("dds", 128)):
+    augment = Augment(True, 4, 17, 16, (0.5,) * 3, (0.2,) * 3, *more)
+    expected, g, d = [augment(x, h) for h in [seeded(0, "a")] for _ in range(4)], seeded(0, "a"), x.to("xla")
     torch_xla.sync()
-    if step == 1: before = met.metric_data("CompileTime")[0]
-    gap = (out.cpu() - want).abs()
-    assert (gap > 2.1 / 255 / 0.2).float().mean() < 1e-3, gap.max()
-assert met.metric_data("CompileTime")[0] == before, "recompiled"
+    for step, want in enumerate(expected):
+        out = augment(d, g)
+        torch_xla.sync()
+        if step == 1: before = met.metric_data("CompileTime")[0]
+        gap = (out.cpu() - want).abs()
+        assert (gap > 2.1 / 255 / 0.2).float().mean() < 1e-3, gap.max()
+    assert met.metric_data("CompileTime")[0] == before, "recompiled"
 assert not [n for n in met.counter_names() if n.startswith("aten::")], met.counter_names()
 """
 
@@ -534,6 +535,8 @@ def test_splits_are_disjoint_and_in_order():
     ({"dev_from": "last"}, ["first, rest"]), ({"keep_rates": "1,1"}, ["keep_rates has 2", "10"]),
     ({"keep_rates": "1,x"}, ["keep_rates = '1,x'"]), ({"keep_rates": ",".join("2" * 10)}, ["[0, 1]"]),
     ({"randaugment": 31}, ["0..30"]), ({"crop": -1}, ["crop"]), ({"cutout": -2}, ["cutout"]),
+    ({"randaugment_style": "d"}, ["randaugment_style = 'd'", "uniform, dds"]),
+    ({"fill": 256}, ["fill = 256", "0..255"]),
     ({"flip": 1}, ["flip", "bool"]), ({"image_size": 32}, ["image_size = 32", "folders"]),
     ({"memory_gb": 0.0}, ["memory_gb"]), ({"n_train": "all"}, ["n_train"]),
 ])
