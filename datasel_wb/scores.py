@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'UNSCORED', 'forgetting_events', 'first_learned', 'presentations_to_learn', 'unforgettable',
            'max_loss_increase', 'residual', 'el2n', 'last_layer_grad_norm', 'grand', 'by_full_set', 'merge_scores',
-           'sorted_ids', 'read_stats_dict', 'noise_auroc']
+           'sorted_ids', 'otsu', 'read_stats_dict', 'noise_auroc']
 
 # %% ../nbs/04_scores.ipynb #456d0b9e
 import pickle
@@ -161,6 +161,20 @@ def sorted_ids(
     return ids[order[score[order].isnan().int().argsort(stable=True)]] if bad else ids[order]
 
 UNSCORED = ("refused", "last")
+
+# %% ../nbs/04_scores.ipynb #b7d10a02
+def otsu(
+    values: Tensor,  # [N] a score, at least two values of it different; NaN and infinite ones: left out
+) -> float:          # the first group lies below it, the second above
+    "Otsu's threshold: of all ways to part the values in two groups, the one that leaves the least variance in them."
+    v = values[values.isfinite()].double().sort().values
+    if not len(v) or v[0] == v[-1]: raise ValueError(f"values: must have two that differ, there are {len(v)} alike")
+    below = torch.arange(1, len(v), dtype=torch.float64, device=v.device)
+    sums = v.cumsum(0)
+    means, rest = sums[:-1] / below, (sums[-1] - sums[:-1]) / (len(v) - below)
+    between = below * (len(v) - below) * (means - rest).square()
+    at = between.where(v[1:] > v[:-1], -1).argmax()
+    return float((v[at] + v[at + 1]) / 2)
 
 # %% ../nbs/04_scores.ipynb #3facfa09
 def _numbers(data, dtype) -> np.ndarray:

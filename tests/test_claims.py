@@ -104,3 +104,17 @@ def test_the_guide_s_table():
     assert [first, second] == pytest.approx(stored("quick")["mean"][["dds", "uniform"]], abs=0.6)
     gains = [np.mean([stored(f"numbers-{k}").loc[m, "diff"] for k in ("az", "be", "sk")]) for m in ("related", "tcs")]
     assert "plus 32 and plus 14.5 BLEU" in prose and [round(gains[0]), round(gains[1], 1)] == [32, 14.5]
+
+
+def test_what_find_noise_found():
+    "The sentence of the README against the outputs that the notebook holds."
+    cells = nbformat.read(ROOT / "nbs" / "find_noise.ipynb", as_version=4).cells
+    shown = {c.id: "".join(o.data["text/plain"] for o in c.outputs if "data" in o) for c in cells if c.cell_type == "code"}
+    precision, recall = re.search(r"\(the rule\) +\d+ +([\d.]+) +([\d.]+)", shown["c0ffee04"]).groups()
+    before, after = (re.search(rf"{k} +\S+ +\d+ +([\d.]+)", shown["972f1353"])[1] for k in ("before", "after"))
+    said = (f"find {float(recall):.0%} of the wrong ones with a precision of {float(precision):.0%}, "
+            f"and training on the rest ends at {after} instead of {before}")
+    assert said in text("README.md") and float(precision) >= 0.8 and float(recall) >= 0.6
+    earlier = cells[-2].source
+    assert "72.3% of the wrong ones with a precision of 82.8%" in earlier and "56.0% after" in earlier
+    assert "72% of them with a precision of 83%, and training on the rest ended at 56.0 instead of 54.3" in text("README.md")

@@ -379,6 +379,20 @@ def test_rank_is_stable_and_refuses_nan():
         sorted_ids(score, unscored="first")
 
 
+@pytest.mark.parametrize("n", [2, 5, 60, 301])
+def test_otsu_leaves_the_least_variance_of_all_thresholds(n):
+    g = generator(n)
+    values = torch.cat([torch.randn(n, generator=g), 4 + torch.randn(n // 2, generator=g)]).round(decimals=1)
+    if n == 2: values = torch.tensor([3.0, 1.0])
+    def within(t): return sum(float(((p - p.mean()) ** 2).sum()) for p in (values[values <= t], values[values > t]))
+    best = min(values.unique()[:-1].tolist(), key=within)
+    for more in ([], [torch.nan, torch.inf]):                          # what has no place on the line counts for nothing
+        at = S.otsu(torch.cat([values, torch.tensor(more)]))
+        assert torch.equal(values > at, values > best)
+    for bad in (torch.ones(4), torch.full((3,), torch.nan), torch.zeros(0)):
+        with pytest.raises(ValueError, match="must have two that differ"): S.otsu(bad)
+
+
 def test_noise_auroc_leaves_out_what_has_no_score():
     g = generator(11)
     score, noisy = torch.randint(0, 9, (300,), generator=g).float(), torch.rand(300, generator=g) < 0.3
