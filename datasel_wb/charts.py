@@ -83,9 +83,9 @@ def diagnostics(
     known = rows["name"].str.replace("^auroc/.*", "auroc/score", regex=True)   # whatever the method calls its score
     rows = rows.assign(line=known.map(HEALTH).mask(rows["name"].isin(PLAIN_FINDS))).dropna(subset=["line"])
     if not len(rows): raise ValueError(f"name: metrics of {method!r} has neither {' nor '.join(HEALTH)}")
-    beside = metrics[(metrics["split"] == "train") & (metrics["method"] == "uniform") & metrics["name"].isin(PLAIN_FINDS)]
     if (rows["line"] == HEALTH["auroc/score"]).any():
-        rows = pd.concat([rows, beside.assign(line=beside["name"].map(PLAIN_FINDS))])
+        plain = metrics[(metrics["split"] == "train") & (metrics["method"] == "uniform")]
+        rows = pd.concat([rows, plain.assign(line=plain["name"].map(PLAIN_FINDS)).dropna(subset=["line"])])
     looks = ((BLUE, [1, 0]), (VERMILLION, [1, 0]), (GREY, [1, 0]), (GREY, [4, 3]))
     present = zip((HEALTH | PLAIN_FINDS).values(), looks)
     look = {label: drawn for label, drawn in present if (rows["line"] == label).any()}

@@ -183,8 +183,8 @@ class Explorer(W.VBox):
         on_change(self.say, self._training_chosen, self.training)
         on_change(self.say, self._offer_scores, self.beside)
         on_change(self.say, self._draw, self.colour, self.classes, self.undecided)
-        self.whole = [self.choice, self.message, W.HBox([self.x, self.y, self.colour, self.ask_button, self.whom, self.how,
-                                                         self.progress],
+        asking = [self.ask_button, self.whom, self.how, self.progress]
+        self.whole = [self.choice, self.message, W.HBox([self.x, self.y, self.colour, *asking],
                                                         layout=W.Layout(flex_flow="row wrap")),
                       self.views, self.actions, self.status, self.exports, self.chosen, self.again]
         self.children = [self.choice, self.message]

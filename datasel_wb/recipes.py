@@ -272,6 +272,7 @@ def detection(training: Training) -> float:
     weight = torch.tensor(training.dynamics.table()["weight_mean"].to_numpy())
     return noise_auroc(weight, noisy) if weight.nan_to_num(1).std() > 0 else float("nan")
 
+# %% ../nbs/11_recipes.ipynb #597b9367
 def detections(training: Training) -> dict:
     "For a result table: `auroc`, what `detection` says; and `auroc_loss` of plain training, that of its mean loss."
     plain = (training.report or Report(training)).plain_finds()

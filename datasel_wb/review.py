@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['EXAMPLE', 'PLAIN', 'EMBEDDINGS', 'LOOKS', 'REPEATS', 'example_run', 'read_settings', 'settings_of', 'data_of',
            'same_data', 'check_files', 'Records', 'Files', 'Held', 'as_pictures', 'pictures_of', 'trainings_of',
-           'find_runs', 'read_training', 'add_pictures', 'aligned', 'AsDataset', 'ask_model', 'held_out',
-           'second_opinion', 'Decisions', 'edited_name', 'seed_of', 'retrain', 'Retraining', 'final',
-           'before_and_after']
+           'find_runs', 'seed_of', 'read_training', 'add_pictures', 'aligned', 'AsDataset', 'ask_model', 'held_out',
+           'second_opinion', 'Decisions', 'edited_name', 'retrain', 'Retraining', 'final', 'before_and_after']
 
 # %% ../nbs/12_review.ipynb #1d60c5ce
 import hashlib
@@ -219,6 +218,10 @@ def find_runs(root=None) -> list:
     found = {p.parents[1] for p in root.glob("*/*/examples.parquet") if (p.parents[1] / "recipe.json").exists()}
     return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
 
+def seed_of(training: str) -> int:
+    "The seed in the name of a training."
+    return int(training.rsplit("-", 1)[1])
+
 # %% ../nbs/12_review.ipynb #8ce6453e
 def read_training(
     folder,                      # of the run
@@ -422,10 +425,6 @@ def edited_name(folder, decisions, seed: int) -> str:
     "The name of the run folder of a retraining."
     digest = hashlib.sha256(Path(decisions).read_bytes()).hexdigest()[:6]
     return f"{Path(folder).name.split('-edited-')[0]}-edited-{digest}-{seed}"
-
-def seed_of(training: str) -> int:
-    "The seed in the name of a training."
-    return int(training.rsplit("-", 1)[1])
 
 # %% ../nbs/12_review.ipynb #740a1a3a
 def retrain(

@@ -76,6 +76,7 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, tangent): return _Total.apply(tangent)
 
+# %% ../nbs/09_tpu_trainer.ipynb #5fda6015
 class GlobalBatchNorm(nn.BatchNorm2d):
     "Batch norm over the batch of all processes."
     def forward(self, x):

@@ -386,7 +386,7 @@ def test_otsu_leaves_the_least_variance_of_all_thresholds(n):
     if n == 2: values = torch.tensor([3.0, 1.0])
     def within(t): return sum(float(((p - p.mean()) ** 2).sum()) for p in (values[values <= t], values[values > t]))
     best = min(values.unique()[:-1].tolist(), key=within)
-    for more in ([], [torch.nan, torch.inf]):                          # what has no place on the line counts for nothing
+    for more in ([], [torch.nan, torch.inf]):                          # what has no place on the line does not count
         at = S.otsu(torch.cat([values, torch.tensor(more)]))
         assert torch.equal(values > at, values > best)
     for bad in (torch.ones(4), torch.full((3,), torch.nan), torch.zeros(0)):
