@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DDS_RECIPES', 'DATA_PARAMETERS_RECIPES', 'KIND', 'FORGETTING_RECIPES', 'DYNAMS_RECIPES', 'METHODS', 'AT_THE_END',
            'ON_SCORES', 'ON_UNIFORM', 'COMPARE_RECIPES', 'RemovalRecipe', 'CompareRecipe', 'order_of', 'scores_of',
-           'trained', 'recipe_for', 'check_methods', 'train_method', 'detection']
+           'trained', 'recipe_for', 'check_methods', 'train_method', 'detection', 'detections']
 
 # %% ../nbs/11_recipes.ipynb #3d9985d1
 import time
@@ -263,13 +263,20 @@ def train_method(
     return trained(name, "images", Context(data, devices=make_backend(settings.train).collectives.devices), train)
 
 def detection(training: Training) -> float:
-    "AUROC of a method's own score (or else its mean weights) against the known noise; NaN where none is known."
+    "AUROC of a method's score, else its mean weights, against known noise; of plain training its mean margin; or NaN."
     noisy = training.data.train.noisy
     if noisy is None: return float("nan")
     report = training.report or Report(training)
     if scores := report.scores(): return report.finds_noise(*next(iter(scores.items())))
+    if plain := report.plain_finds(): return plain["margin"]
     weight = torch.tensor(training.dynamics.table()["weight_mean"].to_numpy())
     return noise_auroc(weight, noisy) if weight.nan_to_num(1).std() > 0 else float("nan")
+
+# %% ../nbs/11_recipes.ipynb #597b9367
+def detections(training: Training) -> dict:
+    "For a result table: `auroc`, what `detection` says; and `auroc_loss` of plain training, that of its mean loss."
+    plain = (training.report or Report(training)).plain_finds()
+    return {"auroc": detection(training)} | ({"auroc_loss": plain["loss"]} if plain else {})
 
 # %% ../nbs/11_recipes.ipynb #bb6ab720
 COMPARE_RECIPES = {

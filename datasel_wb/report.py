@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from .checkpoints import write_atomic, write_frame
+from .dynamics import ROWS
 from .loop import Training
 from .names import extra
 from .scores import noise_auroc
+from .selectors import Uniform
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -127,7 +129,15 @@ class Report:
         for k, v in self.latest.items():
             if v.ndim: looks |= spread(v, noisy, k)
             if v.ndim and noisy is not None: looks[f"auroc/{k}"] = self.finds_noise(k, v)
-        return looks
+        return looks | {f"auroc/{k}": v for k, v in self.plain_finds().items()}
+
+    def plain_finds(self) -> dict:
+        "Of plain training on known noise: AUROC of the mean margin and of the mean loss so far; else nothing."
+        noisy = self.split.noisy
+        if noisy is None or type(self.training.selector) is not Uniform: return {}
+        rows = dict(zip(ROWS, self.training.dynamics.rows.cpu().unbind(1)))
+        means = {k: rows[f"{k}_sum"] / rows["presentations"] for k in ("margin", "loss")}
+        return {"margin": noise_auroc(means["margin"], noisy), "loss": noise_auroc(-means["loss"], noisy)}
 
     def extremes(self, n: int = 8) -> dict:
         "The examples of highest and lowest weight at their last presentation; of loss, where there are no weights."

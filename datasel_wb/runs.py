@@ -325,13 +325,18 @@ def plus_minus(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
     return f"{mean:{sign}.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
 # %% ../nbs/11_runs.ipynb #2d12c463
+def _found(table: pd.DataFrame) -> list:
+    "The AUROC of each method's opinion; of plain training, which has none, those of its mean margin and mean loss."
+    losses = table.get("auroc_loss", pd.Series(float("nan"), table.index))
+    return ["–" if pd.isna(own) else f"{own:.3f}" if pd.isna(loss) else f"margin {own:.3f}, loss {loss:.3f}"
+            for own, loss in zip(table["auroc"], losses)]
+
 def show_results(
     table: pd.DataFrame,     # what `results` gave
 ) -> pd.DataFrame:           # strings, indexed by method
     "The result table as a reader wants it: rounded, with spread, units in the headings."
     def time(s): return f"{s:,.1f}" if 0 < s < 100 else f"{s:,.0f}"
-    found = ({"noise AUROC": ["–" if pd.isna(v) else f"{v:.3f}" for v in table["auroc"]]}
-             if table.get("auroc", pd.Series(dtype=float)).notna().any() else {})
+    found = {"noise AUROC": _found(table)} if "auroc" in table and table["auroc"].notna().any() else {}
     chrf = {"chrF": ["–" if pd.isna(v) else f"{v:.1f}" for v in table["chrf"]]} if "chrf" in table else {}
     kinds = table["metric"].unique() if "metric" in table else [table.attrs.get("metric", RESULTS["accuracy"])]
     return pd.DataFrame({

@@ -64,24 +64,25 @@ class Task:
         batch = fetch(self.dev, self.collectives.part(ids), self.device, self.collectives)
         return batch._replace(x=self.prepare(batch.x))
 
-    def dev_grad(self) -> dict:
-        "∇ of the mean loss of a dev batch at the current weights, name -> tensor."
-        return self.grad(self.dev_batch())
+    def dev_grad(self, norm: str = "running") -> dict:
+        "∇ of the mean loss of a dev batch at the current weights, name -> tensor; `norm` as in `evaluating`."
+        return self.grad(self.dev_batch(), norm)
 
-    def grad(self, batch: Batch) -> dict:
+    def grad(self, batch: Batch, norm: str = "running") -> dict:
         "∇ of the mean loss of a prepared batch at the current weights, in evaluation mode, name -> tensor."
         names = list(self.params())
         self.passes += self.collectives.count(batch.y)
-        with evaluating(self.model), torch.enable_grad(), self.autocast():
+        with evaluating(self.model, norm), torch.enable_grad(), self.autocast():
             loss = self.collectives.mean(self.loss_fn(self.model(batch.x), batch.y))
             params = [p for p in self.model.parameters() if p.requires_grad]
             return dict(zip(names, self.collectives.sum(*torch.autograd.grad(loss, params))))
 
-    def align(self, batch: Batch, v: dict, at: dict | None = None, how: str = "forward") -> Tensor:
+    def align(self, batch: Batch, v: dict, at: dict | None = None, how: str = "forward",
+              norm: str = "running") -> Tensor:
         "<∇ℓ_i, v> of each example of the batch, at the parameters `at` (the current ones when None), [B]."
         self.passes += self.collectives.count(batch.y)
         at = at and dict(self.model.named_parameters()) | at
-        return align(self.model, batch, v, how, at, self.loss_fn)
+        return align(self.model, batch, v, how, at, self.loss_fn, norm)
 
     def score_all(self, fn, batch_size: int = 512) -> Tensor:
         "The training set in evaluation mode: `fn(batch) -> [B]` on prepared batches, by id [n]; NaN where absent."

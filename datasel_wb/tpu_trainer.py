@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from .backends import BACKENDS, Eager, step_where
 from .core import Collectives
@@ -65,6 +64,19 @@ class _Flag:
         return bool(flags[0])
 
 # %% ../nbs/09_tpu_trainer.ipynb #5fda6014
+class _Total(torch.autograd.Function):
+    "The sum over all processes; its derivative, backward and forward, is such a sum."
+    @staticmethod
+    def forward(ctx, x):
+        out = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
+    @staticmethod
+    def backward(ctx, grad): return _Total.apply(grad)
+    @staticmethod
+    def jvp(ctx, tangent): return _Total.apply(tangent)
+
+# %% ../nbs/09_tpu_trainer.ipynb #5fda6015
 class GlobalBatchNorm(nn.BatchNorm2d):
     "Batch norm over the batch of all processes."
     def forward(self, x):
@@ -72,15 +84,18 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training: return super().forward(x)
         wide = x if x.dtype == torch.float64 else x.float()
         count = dist.get_world_size() * x.numel() / x.shape[1]
-        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        mean = _Total.apply(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
-        var = all_reduce(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        var = _Total.apply(centred.square().sum((0, 2, 3))) / count
+        if self.track_running_stats: self._remember(mean, var * count / (count - 1))
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean, var):
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
 
 # %% ../nbs/09_tpu_trainer.ipynb #f10368d2
 def _exchange(module: nn.Module, layer: type) -> nn.Module:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Sigma', 'DataParameters', 'DataParametersRecipe', 'normalised', 'self_paced', 'SPCL', 'SPCLSettings', 'BatchWeight',
-           'Mentor', 'MentorNet', 'MentorSettings']
+           'BatchWeightSettings', 'Mentor', 'MentorNet', 'MentorSettings']
 
 # %% ../nbs/06_weighting.ipynb #874955e6
 import math
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Collectives, check, check_settings, evaluating, seeded, setting, start_momentum
+from .core import (
+    NORMS, Collectives, check, check_settings, evaluating, seeded, setting, start_momentum)
 from .registry import declare
 from .selectors import Selector
 from .sparse_optimizer import SparseSGD
@@ -176,11 +177,27 @@ declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), settings=SP
 class BatchWeight(Selector):
     "Weigh each example by how far its gradient agrees with that of held-out examples."
     needs = ("dev_batch",)
+    def __init__(self,
+        norm: str = "batch",   # statistics of batch norm in both passes: "batch", as published, or "running"
+    ):
+        super().__init__()
+        if norm not in NORMS: raise ValueError(f"norm = {norm!r}: must be one of {', '.join(NORMS)}")
+        self.norm = norm
+
     def weights(self, losses, batch):
-        return normalised(self.task.align(batch, self.task.dev_grad()).clamp_min(0), self.task.collectives)
+        agrees = self.task.align(batch, self.task.dev_grad(self.norm), norm=self.norm)
+        return normalised(agrees.clamp_min(0), self.task.collectives)
 
 # %% ../nbs/06_weighting.ipynb #5513f7c8
-declare("batchweight", lambda s, context: BatchWeight(), trials={"batchweight": BatchWeight},
+@dataclass(frozen=True)
+class BatchWeightSettings:
+    "Settings of BatchWeight."
+    batchweight_norm: str = setting(
+        "batch", "BatchWeight: statistics of batch norm in its passes, of the batch as published, or running", NORMS)
+    def __post_init__(self): check_settings(self)
+
+declare("batchweight", lambda s, context: BatchWeight(s.batchweight_norm), settings=BatchWeightSettings,
+        trials={"batchweight": BatchWeight, "batchweight, running": lambda: BatchWeight("running")},
         card="Weighs each example by how far a step on it would lower the loss of a batch of held-out examples; "
              "a dev pass and a "
              "forward-mode pass in every step.")

@@ -59,6 +59,22 @@ def test_align_in_float32_against_the_float64_definition(trained, how, tolerance
     assert (align(model, batch, v, how) - truth).norm() <= tolerance * truth.norm()
 
 
+@pytest.mark.parametrize("how, tolerance", [("forward", 1e-12), ("reverse", 1e-12), ("difference", 5e-2)])
+def test_align_with_the_batch_s_statistics(trained, how, tolerance):
+    "One gradient per example of the losses of the whole batch, batch norm in training mode and dropout off."
+    model, batch, v = trained
+    model, batch, v = model.double(), batch._replace(x=batch.x.double()), {k: t.double() for k, t in v.items()}
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    got = align(model, batch, v, how, norm="batch")
+    assert all(torch.equal(before[k], t) for k, t in model.state_dict().items()) and model.training
+    twin = copy.deepcopy(model).eval()
+    for m in twin.modules(): m.train(isinstance(m, nn.BatchNorm2d))
+    losses, params = per_example_loss(twin(batch.x), batch.y), dict(twin.named_parameters())
+    truth = torch.stack([sum((g * v[k]).sum() for k, g in zip(params, torch.autograd.grad(
+        loss, params.values(), retain_graph=True))) for loss in losses])
+    assert (got - truth).norm() <= tolerance * truth.norm()
+
+
 @pytest.mark.parametrize("how", ALIGN)
 def test_align_leaves_the_model_alone(trained, how):
     model, batch, v = trained

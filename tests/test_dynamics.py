@@ -21,6 +21,7 @@ from datasel_wb import scores as S
 from datasel_wb.core import Batch, per_example_loss
 from datasel_wb.dynamics import Dynamics, History
 from datasel_wb.scores import merge_scores, noise_auroc, sorted_ids, read_stats_dict
+from datasel_wb.selectors import Prune, Task
 from waits import slowness
 
 N, T, C = 1000, 15, 3
@@ -43,8 +44,12 @@ def ragged():
     return shown, correct.masked_fill(late, torch.nan), losses.masked_fill(late, torch.nan)
 
 
+COUNTS = ("forgetting_events", "first_learned", "presentations_to_learn", "max_loss_increase", "unforgettable")
+
+
 def count(a: list, losses: list) -> dict:
-    "The scores of one example by the book, one presentation at a time."
+    "The scores of one example by the book, one presentation at a time; none where there is none."
+    if not a: return dict.fromkeys(COUNTS, math.nan) | {"first_learned": -1, "unforgettable": False}
     events, first, last_wrong, rise = 0, -1, 0, -math.inf
     for t, right in enumerate(a):
         if right and first < 0: first = t
@@ -84,11 +89,12 @@ def fed(ragged):
     return dyn
 
 
-@pytest.mark.parametrize("name", count([], []))
+@pytest.mark.parametrize("name", COUNTS)
 def test_functions_of_histories_equal_a_plain_count(ragged, name):
     shown, correct, losses = ragged
     expected = [row[name] for row in plain(ragged)]
-    assert getattr(S, name)(losses if name == "max_loss_increase" else correct).tolist() == expected
+    got = getattr(S, name)(losses if name == "max_loss_increase" else correct)
+    assert np.array_equal(got.numpy(), expected, equal_nan=True) and (shown == 0).sum() > 10
     if name != "max_loss_increase":                                    # truth values and integers, nothing missing
         full = shown == T
         for kind in (torch.bool, torch.int64, torch.float64):
@@ -97,7 +103,24 @@ def test_functions_of_histories_equal_a_plain_count(ragged, name):
 
 def test_functions_of_empty_histories():
     none = torch.zeros(2, 0)
-    assert [getattr(S, f)(none).tolist() for f in count([], [])] == [[v] * 2 for v in count([], []).values()]
+    for name, expected in count([], []).items():
+        assert np.array_equal(getattr(S, name)(none).numpy(), [expected] * 2, equal_nan=True)
+
+
+def test_what_was_never_presented_is_kept_by_pruning(ragged):
+    "Whatever is removed as easiest: the ids without a history go last, in every order from easy to hard."
+    shown, correct, losses = ragged
+    unseen = (shown == 0).nonzero().flatten().tolist()
+    for score in (S.forgetting_events(correct), S.presentations_to_learn(correct), S.max_loss_increase(losses)):
+        assert score.isnan().nonzero().flatten().tolist() == unseen
+        values = score.tolist()
+        by_book = sorted((i for i in range(N) if i not in unseen), key=lambda i: values[i]) + unseen
+        order = sorted_ids(score, unscored="last")
+        assert order.tolist() == by_book
+        backwards = sorted(by_book[:-len(unseen)], key=lambda i: (-values[i], i)) + unseen
+        assert sorted_ids(score, descending=True, unscored="last").tolist() == backwards
+        sel = Prune(order, remove_n=N - len(unseen)).bind(Task(nn.Linear(1, 1), n=N))
+        assert sel.indices().tolist() == unseen
 
 
 @pytest.mark.parametrize("name", ["forgetting", "first_learned", "presentations_to_learn", "max_loss_increase",
@@ -352,6 +375,22 @@ def test_rank_is_stable_and_refuses_nan():
     assert sorted_ids(torch.tensor([True, False, True])).tolist() == [1, 0, 2]
     score[[7, 30]] = torch.nan
     with pytest.raises(ValueError, match="NaN for 2 of 2000 examples, the first of them id 7"): sorted_ids(score)
+    with pytest.raises(ValueError, match="unscored = 'first': must be one of refused, last"):
+        sorted_ids(score, unscored="first")
+
+
+@pytest.mark.parametrize("n", [2, 5, 60, 301])
+def test_otsu_leaves_the_least_variance_of_all_thresholds(n):
+    g = generator(n)
+    values = torch.cat([torch.randn(n, generator=g), 4 + torch.randn(n // 2, generator=g)]).round(decimals=1)
+    if n == 2: values = torch.tensor([3.0, 1.0])
+    def within(t): return sum(float(((p - p.mean()) ** 2).sum()) for p in (values[values <= t], values[values > t]))
+    best = min(values.unique()[:-1].tolist(), key=within)
+    for more in ([], [torch.nan, torch.inf]):                          # what has no place on the line does not count
+        at = S.otsu(torch.cat([values, torch.tensor(more)]))
+        assert torch.equal(values > at, values > best)
+    for bad in (torch.ones(4), torch.full((3,), torch.nan), torch.zeros(0)):
+        with pytest.raises(ValueError, match="must have two that differ"): S.otsu(bad)
 
 
 def test_noise_auroc_leaves_out_what_has_no_score():

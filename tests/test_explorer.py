@@ -12,7 +12,7 @@ from datasel_wb import chart_base
 from datasel_wb.corruption import read_decisions
 from datasel_wb.cards import _loss_chart
 from datasel_wb.explorer import Explorer
-from datasel_wb.review import edited_name, example_run
+from datasel_wb.review import edited_name, example_run, second_opinion
 from datasel_wb.watch import _curves
 from datasel_wb.widgets import _bar_chart
 
@@ -46,6 +46,25 @@ def test_an_export_touches_no_file_of_the_run(panel, root):
     assert {p.name for p in (root / "one" / "exports").iterdir()} == {"decisions.csv", "metrics.parquet"}
     for name in ("../one.csv", "selection.txt", "/tmp/selection.csv"):
         with pytest.raises(ValueError, match="must be a plain name"): panel.export(name)
+
+
+def test_the_panel_says_whom_it_asked_and_shows_how_far_they_are(panel):
+    seen, panel.whom.options = [], {"in-sample": 0, "two": 2}
+    panel.progress.observe(lambda change: seen.append((change.new, panel.progress.layout.display)), "value")
+    panel.ask()
+    said, own = panel.message.value, panel.records.frame.predicted.tolist()
+    assert "in-sample: the network, which was trained on these labels" in said and not seen
+    panel.whom.value = 2
+    panel.ask()
+    assert "held out: of 2 networks" in panel.message.value and panel.records.frame.predicted.tolist() != own
+    values, shown = zip(*seen)
+    assert values[-1] == 1 and list(values) == sorted(values) and set(shown) == {""} and len(values) > 4
+    assert panel.progress.layout.display == "none" and list(panel.records.frame).count("predicted") == 1
+    panel.records.frame["class"] = panel.records.frame.predicted       # as a network would say that knows them by heart
+    panel.say(*second_opinion(panel.records.frame.predicted, panel.records.frame["class"]))
+    assert chart_base.VERMILLION in panel.message.value and "learned wrong ones by heart" in panel.message.value
+    with pytest.raises(ValueError, match="folds = 1"): panel.ask(folds=1)
+    assert panel.progress.layout.display == "none"
 
 
 def test_the_same_score_of_two_trainings_keeps_both_names(panel, root):

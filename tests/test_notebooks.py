@@ -113,7 +113,8 @@ def test_compare(execute):
     table = runs.read_results(folder).set_index("method")
     assert list(table.index) == ["uniform", "uniform-short", "rs2", *methods.split(",")] and (table.n == 2).all()
     assert table["mean"].between(0, 100).all() and table["diff"].drop("uniform").notna().all()
-    assert (table.pretrain_seconds > 0).sum() == 2 and table.auroc.between(0, 1).sum() >= 2
+    assert (table.pretrain_seconds > 0).sum() == 2 and table.auroc.between(0, 1).sum() >= 4
+    assert table.auroc_loss.dropna().index.tolist() == ["uniform", "uniform-short"]
     assert charts(notebook) >= 4
     changed = pd.read_csv(folder / "changed_labels.csv")
     assert len(changed) == 179 and (changed.label != changed.clean_label).all()            # floor(0.4 * 448)
@@ -122,7 +123,10 @@ def test_compare(execute):
 def test_data_parameters(execute):
     folder, notebook = execute("run_data_parameters", epochs=12, seeds=2)
     table = runs.read_results(folder).set_index("method")
-    assert table.loc["data-parameters", "auroc"] > 0.75 and pd.isna(table.loc["uniform", "auroc"])
+    assert table.loc["data-parameters", "auroc"] > 0.75 and table.loc["uniform", ["auroc", "auroc_loss"]].min() > 0.75
+    shown = next(o.data["text/plain"] for c in notebook.cells if "show_results" in c.source
+                 for o in c.get("outputs", []) if "data" in o)
+    assert re.search(r"margin 0\.\d{3}, loss 0\.\d{3}", shown)      # of plain training, in the column of the others
     assert charts(notebook) >= 6
     metrics = pd.read_parquet(folder / "metrics.parquet")
     sigma = metrics[metrics.name == "sigma/inst/noisy/mean"].value

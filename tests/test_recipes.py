@@ -1,4 +1,5 @@
 """Recipes, methods by name, and trainings that count epochs."""
+import math
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -11,8 +12,8 @@ from datasel_wb.datasets import load_data
 from datasel_wb.experiments import EXPERIMENTS
 from datasel_wb.scores import SCORES
 from datasel_wb.models import small_cnn
-from datasel_wb.recipes import (METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, order_of, recipe_for,
-                                scores_of, train_method)
+from datasel_wb.recipes import (METHODS, CompareRecipe, RemovalRecipe, check_methods, detection, detections, order_of,
+                                recipe_for, scores_of, train_method)
 from datasel_wb.registry import Context
 from datasel_wb.selectors import RS2, InfoBatch, Prune, Task
 from datasel_wb.checkpoints import Checkpoints
@@ -141,11 +142,11 @@ def test_every_method_trains_and_its_cost_is_counted(data, tmp_path):
     seen = {}
     for name in s.compare.names():
         training, *stages = train_method(name, s, data, 0, tmp_path)
-        r = runs.record(name, training, *stages, auroc=detection(training))
+        r = runs.record(name, training, *stages, **detections(training))
         seen[name] = r["examples"]
         assert r["accuracy"] > 0 and (stages == []) == (r["pretrain_seconds"] == 0)
-        assert (0 <= r["auroc"] <= 1 or name in ("uniform", "uniform-short", "rs2", "random", "forgetting",
-                                                 "max_loss_increase", "el2n"))
+        assert 0 <= r["auroc"] <= 1 or name in ("rs2", "random", "forgetting", "max_loss_increase", "el2n")
+        assert ("auroc_loss" in r) == (name in ("uniform", "uniform-short"))
     assert set(seen) == set(METHODS) and seen["uniform"] == 3 * 6 * 64
     assert seen["uniform-short"] == 2 * 6 * 64 and seen["rs2"] == seen["random"] == 3 * 3 * 64
     # the training that gave the scores is charged
@@ -155,6 +156,24 @@ def test_every_method_trains_and_its_cost_is_counted(data, tmp_path):
     assert seen["dds"] > 3 * seen["uniform"] and seen["dynams"] < seen["uniform"] + 2 * 400
     # each step of the model is one of the proxy
     assert seen["dynams-proxy"] == seen["dynams"] + (seen["dynams"] - 2 * 400)
+
+
+def test_plain_training_finds_noise_by_its_records(data, tmp_path):
+    "Every pair of a wrong and a right label is compared by mean margin and by mean loss, in plain Python."
+    training = fit(settings(epochs=4).train, data, folder=tmp_path)
+    table = pd.read_parquet(tmp_path / "examples.parquet")
+    def share(score):
+        pairs = [(c, n) for n in score[table.noisy] for c in score[~table.noisy]]
+        return sum((c > n) + 0.5 * (c == n) for c, n in pairs) / len(pairs)
+    found = detections(training)
+    assert found["auroc"] == detection(training) == pytest.approx(share(table.margin), abs=1e-6)
+    assert found["auroc_loss"] == pytest.approx(share(-table.loss_mean), abs=1e-6) and found["auroc"] > 0.6
+    log = training.log.frame().query("split == 'train'")
+    for name, value in (("auroc/margin", found["auroc"]), ("auroc/loss", found["auroc_loss"])):
+        assert log[log.name == name].value.iloc[-1] == value
+    clean = data._replace(train=data.train.select(range(200)))
+    clean.train.noisy = None
+    assert math.isnan(detection(bare := fit(settings(epochs=4).train, clean))) and "auroc_loss" not in detections(bare)
 
 
 def test_same_start_for_all_methods(data):

@@ -1,5 +1,6 @@
 """Accounting and run folders."""
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -34,6 +35,14 @@ def test_table_for_readers():
     assert shown.loc["uniform", "paired difference"] == "–"
     lines = runs.results_text(runs.results(ROWS)).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+
+
+def test_what_plain_training_finds_stands_in_the_column_of_the_methods():
+    found = {"uniform": {"auroc": 0.95, "auroc_loss": 0.9412}, "dds": {"auroc": 0.912}}
+    shown = runs.show_results(runs.results([r | found[r["method"]] for r in ROWS]))
+    assert shown["noise AUROC"].to_dict() == {"uniform": "margin 0.950, loss 0.941", "dds": "0.912"}
+    older = [r | {"auroc": math.nan if r["method"] == "uniform" else 0.9} for r in ROWS]
+    assert runs.show_results(runs.results(older))["noise AUROC"].to_dict() == {"uniform": "–", "dds": "0.900"}
 
 
 def test_accuracy_and_bleu_stay_apart(tmp_path):

@@ -237,6 +237,21 @@ def test_diagnostics_show_detection_and_saturation(records, called):
         assert np.allclose(shown.loc[label, ["mean", "low", "high"]], own, rtol=1e-5)
 
 
+def test_diagnostics_show_plain_training_beside_a_method(records):
+    "Mean margin and mean loss of uniform training, where the metrics have them; they are no opinion of a method."
+    metrics = records["metrics"]
+    some = metrics[(metrics["method"] == "dds") & (metrics["name"] == "auroc/score")]
+    plain = [some.assign(method="uniform", name=f"auroc/{k}", value=v) for k, v in (("margin", 0.9), ("loss", 0.8))]
+    shown = all_rows(charts.diagnostics(pd.concat([metrics, *plain]))).dropna(subset=["line"]).set_index("line")
+    for label, value in (("plain training, mean margin", 0.9), ("plain training, mean loss", 0.8)):
+        assert np.allclose(shown.loc[label, ["mean", "low", "high"]].astype(float), value)
+    own = all_rows(charts.diagnostics(metrics)).dropna(subset=["line"]).set_index("line")
+    label = "AUROC, wrong labels"
+    assert np.allclose(shown.loc[label, "mean"].astype(float), own.loc[label, "mean"].astype(float))
+    with pytest.raises(ValueError, match="neither auroc/score nor saturated"):
+        charts.diagnostics(pd.concat(plain), "uniform")
+
+
 def test_histogram_counts_each_group_in_each_bin(records):
     examples, shown = records["examples"], all_rows(result_charts.score_histogram(records["examples"], "score", bins=7))
     edges = np.linspace(examples["score"].min(), examples["score"].max(), 8)

@@ -12,8 +12,9 @@ from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.scores import noise_auroc
 from datasel_wb.models import make_model, small_cnn
 from datasel_wb.selectors import Task
-from datasel_wb.weighting import (SPCL, BatchWeight, DataParameters, DataParametersRecipe, MentorNet, Sigma,
-                                  normalised, self_paced)
+from datasel_wb.weighting import (
+    SPCL, BatchWeight, BatchWeightSettings, DataParameters, DataParametersRecipe, MentorNet, Sigma, normalised,
+    self_paced)
 from loops import bare_loop
 
 DATA = load_data(DataRecipe(dataset="digits", dev_size=250, noise=0.4))
@@ -113,33 +114,48 @@ def test_recipe_makes_the_published_settings():
 
 # --- BatchWeight
 
-def test_batchweight_against_a_virtual_step():
-    "Double backward through one SGD step with weights eps on the batch, in float64."
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_batchweight_against_a_virtual_step(norm):
+    "Double backward through one SGD step with weights eps on the batch, in float64; batch norm in either mode."
     t = task(small_cnn(width=8).double())
-    sel = BatchWeight().bind(t)
+    prepare, t.prepare = t.prepare, lambda x: prepare(x).double()
     b = batch(t)
-    b = b._replace(x=b.x.double())
-    t.prepare = (lambda prepare: lambda x: prepare(x).double())(t.prepare)
-    state = t.dev_rng.get_state()
-    w = sel.weights(per_example_loss(t.model(b.x), b.y).detach(), b)
+    for _ in range(5): t.model(batch(t).x)                           # running statistics that differ from a batch's
+    before, state = copy.deepcopy(t.model.state_dict()), t.dev_rng.get_state()
+    w = BatchWeight(norm).bind(t).weights(per_example_loss(t.model.eval()(b.x), b.y).detach(), b)
+    after = t.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)     # neither running statistics nor their count
 
     t.dev_rng.set_state(state)
-    dev, model = t.dev_batch(), t.model.eval()
+    dev, model = t.dev_batch(), t.model.train(norm == "batch")
     theta = {k: p.detach().requires_grad_() for k, p in model.named_parameters()}
+    def losses(params, batch):
+        own = {k: v.clone() for k, v in model.named_buffers()}
+        return per_example_loss(functional_call(model, params | own, (batch.x,)), batch.y)
     eps = torch.zeros(32, dtype=torch.float64, requires_grad=True)
-    inner = eps @ per_example_loss(functional_call(model, theta, (b.x,)), b.y)
-    grads = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
+    grads = torch.autograd.grad(eps @ losses(theta, b), list(theta.values()), create_graph=True)
     stepped = {k: p - 0.1 * g for (k, p), g in zip(theta.items(), grads)}
-    outer = per_example_loss(functional_call(model, stepped, (dev.x,)), dev.y).mean()
-    raw = (-torch.autograd.grad(outer, eps)[0]).clamp_min(0)
+    raw = (-torch.autograd.grad(losses(stepped, dev).mean(), eps)[0]).clamp_min(0)
     assert (raw > 0).any() and (raw == 0).any()
     assert (w - raw / raw.sum()).abs().max() <= 1e-10
+
+
+def test_batchweight_in_the_published_mode_is_another_weighting():
+    "The two modes differ by more than rounding, and the published one is the default, also of the settings."
+    t = task(small_cnn(width=8).double())
+    prepare, t.prepare = t.prepare, lambda x: prepare(x).double()
+    b, state, found = batch(t), t.dev_rng.get_state(), {}
+    for norm in ("batch", "running", None):
+        t.dev_rng.set_state(state)
+        found[norm] = BatchWeight(*[norm] if norm else []).bind(t).weights(None, b)
+    assert torch.equal(found[None], found["batch"]) and BatchWeightSettings().batchweight_norm == "batch"
+    assert (found["batch"] - found["running"]).abs().max() > 1e-3
 
 
 def test_batchweight_is_uniform_when_nothing_agrees():
     t = task()
     sel = BatchWeight().bind(t)
-    t.align = lambda batch, v: -torch.rand(len(batch.y))
+    t.align = lambda batch, v, **norm: -torch.rand(len(batch.y))
     assert torch.allclose(sel.weights(torch.rand(32), batch(t)), torch.full((32,), 1 / 32))
 
 
@@ -196,6 +212,8 @@ def test_data_driven_mentor_learns_from_dev_examples():
     (lambda: SPCL().bind(task(steps=None)), "SPCL needs steps"),
     (lambda: BatchWeight().bind(Task(small_cnn(width=8), DATA.train)), "BatchWeight needs dev_batch"),
     (lambda: MentorNet().bind(Task(small_cnn(width=8), DATA.train, steps=10)), "MentorNet needs dev_batch"),
+    (lambda: BatchWeight("layer"), "norm = 'layer': must be one of running, batch"),
+    (lambda: BatchWeightSettings("layer"), "batchweight_norm = 'layer'"),
     (lambda: MentorNet("sage"), "kind = 'sage'"), (lambda: MentorNet(flipped=0.0), "flipped = 0.0"),
     (lambda: MentorNet(lr=0.0), "lr = 0.0"),
     (lambda: DataParameters(inst=Sigma()).bind(Task(small_cnn(width=8))), "needs n, n_classes"),
