@@ -82,8 +82,9 @@ class DataParameters(Selector):
         for name, leaf in self.leaves.items():
             ids, table = {"cls": batch.y, "inst": batch.idx}[name], getattr(self, f"log_{name}")
             # a broken step adds nothing
-            ids, grad = self.task.collectives.gather_examples(ids, leaf.grad.nan_to_num(0, 0, 0))
-            if self.begins_outside(name): table.index_copy_(0, ids, self.entries(name, ids))
+            mine = ids, leaf.grad.nan_to_num(0, 0, 0), leaf.detach()
+            ids, grad, began = self.task.collectives.gather_examples(*mine)
+            if self.begins_outside(name): table.index_copy_(0, ids, began)
             self.optimizers[name].step(ids, grad)
             if self.clamp: table.index_copy_(0, ids, table[ids].clamp(*self.LIMITS))
         self.leaves = {}
