@@ -128,6 +128,7 @@ class DataParametersRecipe:
 declare("data-parameters", lambda s, context: s.selector(), settings=DataParametersRecipe,
         trials={"data parameters, class": lambda: DataParameters(cls=Sigma(lr=0.1, weight_decay=1e-2)),
                 "data parameters, instance": lambda: DataParameters(inst=Sigma(lr=2.0)),
+                "data parameters, clamped at first": lambda: DataParameters(Sigma(), Sigma(lr=0.8, init=0.001)),
                 "data parameters, joint": lambda: DataParameters(
                     Sigma(lr=0.1), Sigma(lr=0.8, init=0.001, weight_decay=1e-4, momentum=0), clamp=False)},
         card="A temperature for each class, each example, or both, is learned with the network; "
