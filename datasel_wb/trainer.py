@@ -184,8 +184,10 @@ def saved_model(
     recipe: Recipe | None = None,  # names the network, when no model is given
     train=None,                    # a split with the classes and input shape, when no model is given
     model: nn.Module | None = None,  # of the same structure, when it was your own; it is not changed
+    weights: str = "ema",            # the averaged ones, or "raw": as the optimizer left them
 ) -> nn.Module:
     "The network with the best saved weights. `ValueError` when there are none, or of another network."
+    if weights not in ("ema", "raw"): raise ValueError(f"weights = {weights!r}: must be one of ema, raw")
     below, itself = (Checkpoints(place, write=False) for place in (f"{folder}/checkpoints", folder))
     saved = below if below.manifest else itself
     if not saved.manifest: raise ValueError(f"{folder}: has no checkpoints/ of a training")
@@ -193,17 +195,18 @@ def saved_model(
         raise ValueError("model = None: must be given, or else recipe and train")
     network = recipe.build(train) if model is None else copy.deepcopy(model)
     state = saved.read(saved.manifest.get("best") or saved.manifest["saved"][-1])
-    weights = {k.removeprefix("model."): v for k, v in state["parts"]["ema"].items()}
+    part, prefix = ("ema", "model.") if weights == "ema" else ("model", "")
+    saved = {k.removeprefix(prefix): v for k, v in state["parts"][part].items()}
     name = recipe.model if model is None else type(model).__name__
     own = network.state_dict()
-    for k in [*own, *weights]:
-        there, here = (tuple(d[k].shape) if k in d else "missing" for d in (weights, own))
+    for k in [*own, *saved]:
+        there, here = (tuple(d[k].shape) if k in d else "missing" for d in (saved, own))
         if there != here:
             raise ValueError(
                 f"{folder}: the checkpoint is of another model than {name}; {k} is {there} there, {here} here")
     if differs := unlike(state["identity"].get("structure", structure(network)), structure(network)):
         raise ValueError(f"{folder}: the checkpoint is of another model than {name}; {differs}")
-    network.load_state_dict(weights)
+    network.load_state_dict(saved)
     return network
 
 # %% ../nbs/08_trainer.ipynb #4e04695a

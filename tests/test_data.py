@@ -23,7 +23,7 @@ from datasel_wb.core import seeded
 from datasel_wb.corruption import (
     apply_changes, apply_decisions, changed_labels, flip_labels, noise_pixels, permute_pixels, read_decisions,
     swap_images, thin_classes)
-from datasel_wb.datasets import DataRecipe, load_data, load_digits_splits
+from datasel_wb.datasets import DataRecipe, load_data, load_digits_splits, make_augment
 from datasel_wb.examples import Examples, Loader, eval_batches
 from datasel_wb.images import (
     OPS, Augment, FolderExamples, crop_window, list_tree, load_image, load_images, randaugment)
@@ -549,6 +549,22 @@ def test_missing_data_says_where_it_looked(tmp_path, monkeypatch):
     for name in ("mnist", "cifar10", "cifar100"):
         says(str(tmp_path), "DATASEL_DATA", "download", dataset=name, data_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_published_statistics_are_of_cifar100_alone(tree, tmp_path):
+    own, published = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), ((0.4914, 0.4822, 0.4465),
+                                                                           (0.2023, 0.1994, 0.2010))
+    for name, stats, expected in (("cifar100", "own", own), ("cifar100", "published", published),
+                                  ("cifar10", "published", ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))):
+        if not (tmp_path / name).exists(): (tmp_path / name).symlink_to(tree)
+        recipe = DataRecipe(dataset=name, data_dir=str(tmp_path), dev_size=10, stats=stats)
+        try: data = load_data(recipe)
+        except ValueError as e: pytest.fail(str(e))
+        for split in data: assert (tuple(split.mean), tuple(split.std)) == expected
+        b = data.train.take(data.train.ids[:2])
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in expected)
+        assert torch.allclose(make_augment(recipe, data.train)(b.x), (b.x / 255 - mean) / std)
+    says("stats = 'mine'", stats="mine")
 
 
 # ---- folders

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datasel_wb import recipes, runs
-from datasel_wb.datasets import load_data
+from datasel_wb.datasets import PUBLISHED_STATS, load_data
 from datasel_wb.experiments import EXPERIMENTS
 from datasel_wb.scores import SCORES
 from datasel_wb.models import small_cnn
@@ -53,6 +53,8 @@ def test_published_data_parameters():
     # the third drop, at 160, lies behind the 120 epochs
     assert drops == [80, 100] and steps.lr_at(0) == 0.1 and r.train.stop_epoch == 84
     assert (r.data.noise, r.data.noise_kind, r.dp.level, r.dp.inst_lr) == (0.4, "swap", "inst", 0.2)
+    assert (r.train.decay_on, r.train.conv_bias, r.train.activation, r.data.stats) == ("all", True, "relu", "published")
+    assert PUBLISHED_STATS["cifar100"][1] == (0.2023, 0.1994, 0.2010)
     joint = runs.resolve({"recipe": "imagenet-joint"}, recipes.DATA_PARAMETERS_RECIPES, "",
                          **PARTS["DATA_PARAMETERS_RECIPES"]).dp.selector()
     assert {k: (s.lr, s.init, s.weight_decay) for k, s in joint.settings.items()} == {

@@ -127,6 +127,9 @@ def test_the_published_recipe_says_what_the_paper_and_its_command_line_say():
     assert (r.data.dev_size, r.data.dev_from, r.data.randaugment, r.data.cutout, r.data.noise) == (
         5000, "first", 17, 16, 0.0)
     assert (r.dds.scorer_clip, r.dds.scorer_lr, r.dds.scorer_steps, r.dds.scorer_sees) == (0.5, 1e-6, 100_000, "x")
+    assert (r.train.activation, r.train.ema_start, r.train.decay_on, r.train.conv_bias) == (
+        "leaky_relu", "zero", "no_norm", False)
+    assert (r.dds.scorer_augment, r.dds.scorer_weights, r.dds.variant) == ("plain", "raw", "paper")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """DDS against Algorithm 1 written out: explicit per-example
 gradients in float64, no protocol, no alignment primitive."""
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 from datasel_wb.core import Batch, seeded
 from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.images import Augment
+from datasel_wb.loop import Recipe, Training
 from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, DDSRecipe, Scorer
 from datasel_wb.selectors import Task
@@ -122,13 +124,121 @@ def test_a_reward_that_is_not_finite_leaves_the_scorer_finite(digits):
     assert all(p.isfinite().all() for p in sel.scorer.parameters())
 
 
-def test_released_variant_is_the_scalar_reward(digits):
-    model, sel, batch = make(digits, lr=0.1, variant="released")
-    r = torch.randn(24, dtype=torch.float64, generator=seeded(0, "r"))
+@pytest.mark.parametrize("variant", ["released", "released_as_run"])
+def test_released_variants_are_the_scalar_reward_minus_an_average_that_has_it(digits, variant):
+    model, sel, batch = make(digits, lr=0.1, variant=variant)
     logp = torch.randn(24, dtype=torch.float64, generator=seeded(1, "r")).log_softmax(0)
-    entropy = -(logp.exp() * logp).sum()
-    assert torch.isclose(sel.objective(r, logp), (logp.exp() @ r) * entropy / 24)
-    assert torch.isclose(sel.average, 0.01 * (logp.exp() @ r).to(sel.average.dtype))
+    entropy, average = -(logp.exp() * logp).sum(), 0.0
+    for t in range(3):
+        r = torch.randn(24, dtype=torch.float64, generator=seeded(t, "r"))
+        reward = (r * (logp.exp() if variant == "released" else 1)).sum().item()
+        average -= 0.01 * (average - reward)          # before it is subtracted
+        assert torch.isclose(sel.objective(r, logp), (reward - average) * entropy / 24, rtol=1e-5)
+        assert abs(sel.average.item() - average) < 1e-6
+
+
+def released_steps(digits, variant, seed, steps=20):
+    "Weights of a model after some steps beside a scorer whose head is drawn from a seed, and its scores."
+    model, sel, batch = make(digits, "x", lr=0.05, variant=variant, reward="step")
+    torch.nn.init.normal_(sel.scorer.head.weight, std=1.0, generator=seeded(seed, "another head"))
+    opt = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
+    for _ in range(steps):
+        opt.zero_grad()
+        loss = sel.loss(model(batch.x), batch)
+        if variant == "released_as_run":
+            assert torch.isclose(loss, F.cross_entropy(model(batch.x), batch.y, reduction="sum"))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        sel.after_step(batch)
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach(), sel.scorer(batch).detach()
+
+
+def test_as_run_the_scores_never_reach_the_model(digits):
+    "[B, 1] times [B]; squeezed, they do."
+    for variant, reaches in (("released_as_run", False), ("released", True)):
+        (a, scores), (b, others) = (released_steps(digits, variant, seed) for seed in (0, 1))
+        assert (scores - others).abs().max() > 0.1
+        assert ((a - b).abs().max() > 0.01) == reaches and ((a - b).abs().max() <= 1e-7) != reaches
+
+
+@pytest.mark.parametrize("variant", ["released", "released_as_run"])
+def test_the_steps_reward_is_the_published_product(digits, variant):
+    "Three steps: clipped gradient with weight decay through training-mode batch norm, times the dev gradient after it."
+    model, sel, batch = make(digits, "x", lr=0.05, variant=variant, reward="step")
+    ref, ref_scorer, dev_rng = copy.deepcopy(model), copy.deepcopy(sel.scorer).eval(), seeded(0, "dev")
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        opt.zero_grad()
+        sel.loss(model(batch.x), batch).backward()
+        with torch.no_grad():
+            for p in model.parameters(): p.grad.add_(p, alpha=0.01)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        opt.step()
+        sel.after_step(batch)
+
+    average, theta = 0.0, list(ref.parameters())
+    for _ in range(3):
+        logp = score64(ref_scorer, batch).log_softmax(0)
+        losses = F.cross_entropy(ref(batch.x), batch.y, reduction="none")
+        scores = logp.detach().exp()[:, None] if variant == "released_as_run" else logp.detach().exp()
+        total = (losses * scores).sum() + 0.005 * sum((p ** 2).sum() for p in theta)
+        g = torch.autograd.grad(total, theta)
+        norm = torch.sqrt(sum((v ** 2).sum() for v in g))
+        g = [v * min(1.0, 0.5 / norm) for v in g]
+        with torch.no_grad():
+            for p, v in zip(theta, g): p -= 0.1 * v
+        dev = digits.dev.take(torch.randint(len(digits.dev), (16,), generator=dev_rng))
+        ref.eval()
+        d = torch.autograd.grad(F.cross_entropy(ref(sel.task.prepare(dev.x)), dev.y), theta)
+        ref.train()
+        reward = sum((a * b).sum() for a, b in zip(g, d)).item()
+        average -= 0.01 * (average - reward)
+        entropy = -(logp.exp() * logp).sum()
+        step = torch.autograd.grad((reward - average) * entropy / 24, list(ref_scorer.parameters()))
+        with torch.no_grad():
+            for p, s in zip(ref_scorer.parameters(), step): p -= 0.05 * s
+    for a, b in zip(model.parameters(), theta): assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
+    for a, b in zip(sel.scorer.parameters(), ref_scorer.parameters()): assert torch.allclose(a, b, rtol=1e-5, atol=1e-9)
+
+
+def test_the_steps_reward_needs_the_gradients_of_the_step(digits):
+    model, sel, batch = make(digits, lr=0.05, variant="released", reward="step")
+    sel.loss(model(batch.x), batch).backward()
+    model.zero_grad()
+    with pytest.raises(ValueError, match=r"body.0.0.weight.grad = None: reward = 'step' .* zero_grad after after_step"):
+        sel.after_step(batch)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (dict(variant="released", baseline="batch"), "baseline = 'batch': .* none or moving for variant = 'released'"),
+    (dict(variant="released_as_run", baseline="batch"), "baseline = 'batch'"),
+    (dict(reward="step"), "reward = 'step': .* must be one of forward, reverse, difference for variant = 'paper'")])
+def test_options_that_do_not_go_together_are_refused_at_construction(digits, wrong, said):
+    with pytest.raises(ValueError, match=said): make(digits, **wrong)
+    with pytest.raises(ValueError, match=said): DDSRecipe(**wrong)
+
+
+# --- the supervised stage
+
+def test_the_stage_of_the_scorer_as_published_and_as_ours(digits):
+    "Augmentation, schedule, and whose weights become the body."
+    data = DataRecipe(dataset="cifar10", flip=True, crop=4, randaugment=17, cutout=16)
+    ours, published = DDSRecipe(), DDSRecipe(scorer_augment="plain", scorer_weights="raw")
+    assert ours.stage_data(data) == replace(data, randaugment=0)
+    assert published.stage_data(data) == replace(data, randaugment=0, cutout=0)
+    recipe = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, ema_decay=0.9)
+    for dds in (ours, published):
+        stage = replace(dds, scorer_steps=8, scorer_warmup_steps=2, scorer_stage_lr=0.3).stage(recipe)
+        assert stage == replace(recipe, steps=8, warmup_steps=2, lr=0.3)
+    training = Training(stage, digits)
+    for _ in range(8): training.step()
+    raw, averaged = (torch.nn.utils.parameters_to_vector(m.parameters()) for m in (training.model, training.ema.model))
+    assert (raw - averaged).abs().max() > 1e-3
+    for dds, weights in ((ours, averaged), (published, raw)):
+        body = Scorer.like(dds.body(training)).body
+        n = sum(p.numel() for p in body.parameters())
+        assert torch.equal(torch.nn.utils.parameters_to_vector(body.parameters()), weights[:n])
 
 
 @pytest.mark.parametrize("wrong, said", [

@@ -1,5 +1,6 @@
 """The loop: equal to plain PyTorch, equal after a kill, and nothing lost when the disk or the numbers fail."""
 import json
+import math
 import os
 import random
 import resource
@@ -19,7 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasel_wb.core import Collectives
+from datasel_wb.core import Collectives, structure
 from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.examples import Loader
 from datasel_wb.images import Augment
@@ -27,7 +28,7 @@ from datasel_wb.models import make_model
 from datasel_wb.scorer import DDS, Scorer
 from datasel_wb.backends import BACKENDS, Eager, fastest_threads, step_where
 from datasel_wb.checkpoints import Checkpoints, snapshot
-from datasel_wb.loop import Recipe, Training
+from datasel_wb.loop import EMA, Recipe, Training, decayed
 from datasel_wb.trainer import fit, saved_model
 from waits import patience, slowness
 
@@ -69,6 +70,94 @@ def test_uniform_equals_a_hand_written_loop(digits):
                 schedule.step()
                 done += 1
     assert same(model.parameters(), training.model.parameters())
+
+
+@pytest.mark.parametrize("decay_on", ["kernels", "no_norm", "all"])
+def test_what_is_decayed_by_name_and_in_a_hand_written_loop(digits, decay_on):
+    "Three steps of a WRN with biased convolutions against torch.optim.SGD with a group of decayed parameters."
+    recipe = Recipe(model="wrn28-2", steps=60, batch_size=8, warmup_steps=0, schedule="constant", lr=0.32,
+                    clip_norm=0.0, weight_decay=0.1, decay_on=decay_on, conv_bias=True, precision="float32")
+    training = Training(recipe, digits)
+    names = [k for k, _ in training.model.named_parameters()]
+    norm = [k for k in names if "bn" in k or k.startswith("body.13.")]
+    kernels = [k for k in names if k.endswith("weight") and k not in norm]
+    expected = {"kernels": kernels, "no_norm": [k for k in names if k not in norm], "all": names}[decay_on]
+    assert list(decayed(training.model, decay_on)) == expected
+    assert ("head.bias" in expected) == (decay_on != "kernels") and len(norm) == 2 * 25 and len(kernels) == 29
+    assert ("body.0.bias" in expected, "body.13.bias" in expected) == (decay_on != "kernels", decay_on == "all")
+    if decay_on == "kernels": return   # the loop above has it
+
+    model = recipe.build(digits.train, 0)
+    parts = [[p for k, p in model.named_parameters() if (k in expected) == wanted] for wanted in (True, False)]
+    opt = torch.optim.SGD([{"params": parts[0], "weight_decay": 0.1}, {"params": parts[1]}], 0.01, momentum=0.9,
+                          nesterov=True)
+    loader = Loader(digits.train, 8, training.prepare)
+    loader.begin()
+    for _, batch in zip(range(3), loader):
+        training.step()
+        opt.zero_grad()
+        F.cross_entropy(model(batch.x), batch.y).backward()
+        opt.step()
+    assert same(model.parameters(), training.model.parameters())
+
+
+def test_leaky_relu_has_the_published_slope_wherever_there_is_a_relu(digits):
+    "WRN, torchvision's networks and ours: one forward pass with F.relu exchanged, and no ReLU is left."
+    x = torch.randn(2, 3, 32, 32)
+    for name in ("wrn28-2", "resnet18", "small_resnet"):
+        plain, leaky = (make_model(name, 10, 3, activation=a).train() for a in ("relu", "leaky_relu"))
+        assert same(plain.parameters(), leaky.parameters()) and not torch.allclose(plain(x), leaky(x))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(F, "relu", lambda x, inplace=False: torch.where(x > 0, x, 0.2 * x))
+            assert torch.allclose(plain(x), leaky(x), atol=1e-5)
+    block = make_model("wrn28-2", 10, 3, activation="leaky_relu").body[1]
+    assert torch.allclose(block.rectify(torch.tensor([-1.0, 2.0])), torch.tensor([-0.2, 2.0]))
+
+
+def test_a_checkpoint_tells_a_leaky_from_a_plain_network(tmp_path, digits):
+    recipe = replace(RECIPE, steps=4, warmup_steps=1)
+    fit(recipe, digits, folder=tmp_path)
+    for changed, text in ((dict(activation="leaky_relu"), "activation: 'relu' there, 'leaky_relu' here"),
+                          (dict(conv_bias=True), "conv_bias: False there"),
+                          (dict(decay_on="all"), "decay_on: 'kernels'"),
+                          (dict(ema_start="zero"), "ema_start: 'weights' there, 'zero' here")):
+        with pytest.raises(ValueError, match=text): fit(replace(recipe, **changed), digits, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"ReLU\(inplace=True\) there, .*LeakyReLU\(negative_slope=0.2"):
+        saved_model(tmp_path, replace(recipe, activation="leaky_relu"), digits.train)
+    plain, leaky = (structure(make_model("wrn28-2", 10, 3, activation=a)) for a in ("relu", "leaky_relu"))
+    assert "body.1: PreactBlock()" in plain and "body.1: PreactBlock(slope=0.2)" in leaky
+
+
+def test_the_first_ten_moving_averages_in_closed_form():
+    "Of constant weights w: ours stays w, the published one is w (1 - 10! (t+2)! / (t+11)!), the product of its ramp."
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).double()
+    for p in net.parameters(): torch.nn.init.constant_(p, 2.0)
+    net[1].running_var.fill_(3.0)
+    ours, zero = EMA(net, 0.9999), EMA(net, 0.9999, "zero")
+    for t in range(10):
+        for ema in (ours, zero): ema.update(net, t)
+        left = math.factorial(10) * math.factorial(t + 2) / math.factorial(t + 11)
+        for k, v in ours.model.state_dict().items(): assert torch.allclose(v, net.state_dict()[k])
+        found = {k: v for k, v in zero.model.state_dict().items() if v.is_floating_point()}
+        expected = {k: 2 * (1 - left) for k in ("0.weight", "0.bias", "1.weight")} | {
+            "1.bias": 2 * (1 - left) + left, "1.running_mean": 0.0, "1.running_var": 3 * (1 - left) + left}
+        assert found.keys() == expected.keys()
+        for k, v in expected.items(): assert torch.allclose(found[k], torch.full_like(found[k], v), rtol=1e-9), (t, k)
+
+
+def test_moving_averages_of_moving_weights():
+    "Ten steps of both ramps, and a decay that ends one, against the sum written out."
+    net, steps = torch.nn.Linear(1, 1, bias=False).double(), [float(t * t) for t in range(1, 11)]
+    for start, ahead, decay in (("weights", 0, 0.9999), ("zero", 1, 0.9999), ("zero", 1, 0.3)):
+        net.weight.data.fill_(5.0)
+        ema, d = EMA(net, decay, start), [min(decay, (t + 1 + ahead) / (t + 10 + ahead)) for t in range(10)]
+        for t, value in enumerate(steps):
+            net.weight.data.fill_(value)
+            ema.update(net, t)
+            expected = math.prod(d[:t + 1]) * (0.0 if ahead else 5.0) + sum(
+                math.prod(d[k + 1:t + 1]) * (1 - d[k]) * steps[k] for k in range(t + 1))
+            assert ema.model.weight.item() == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="start = 'one': must be one of weights, zero"): EMA(net, 0.9, "one")
 
 
 def test_the_users_random_state_is_left_alone(digits):
@@ -534,19 +623,25 @@ def test_saved_model_of_a_network_of_ones_own(tmp_path, digits):
     with pytest.raises(ValueError, match="of another model than tiny_cnn; body.0.0.weight is missing there"):
         saved_model(tmp_path, RECIPE, digits.train)
     with pytest.raises(ValueError, match="model = None: must be given, or else recipe and train"): saved_model(tmp_path)
+    assert same(saved_model(tmp_path, model=mine, weights="raw").parameters(), kept.model.parameters())
+    with pytest.raises(ValueError, match="weights = 'best': must be one of ema, raw"):
+        saved_model(tmp_path, model=mine, weights="best")
 
 
 def test_checkpoints_of_the_version_before_go_on(tmp_path, digits):
-    "Without a structure, and with old names of settings."
+    "Without a structure, with old names of settings, and without those that came later."
     recipe = replace(RECIPE, steps=30)
     whole = fit(recipe, digits, folder=tmp_path / "whole")
     saved = Checkpoints(tmp_path / "old" / "checkpoints")
     state = Checkpoints(tmp_path / "whole" / "checkpoints").read(Checkpoints(tmp_path / "whole" / "checkpoints")
                                                                  .manifest["saved"][0])
-    identity = {("grad_bound" if k == "clip_norm" else k): v for k, v in state["identity"].items() if k != "structure"}
+    lacking = ("structure", "activation", "conv_bias", "ema_start", "decay_on")
+    identity = {("grad_bound" if k == "clip_norm" else k): v for k, v in state["identity"].items() if k not in lacking}
     saved.save(state | {"identity": identity}, state["step"])
     saved.wait()
     assert state["step"] == 15
+    with pytest.raises(ValueError, match="another training; decay_on: 'kernels' there, 'all' here"):
+        fit(replace(recipe, decay_on="all"), digits, folder=tmp_path / "old")
     assert same(whole.model.parameters(), fit(recipe, digits, folder=tmp_path / "old").model.parameters())
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from datasel_wb.core import per_example_loss
+from datasel_wb.core import Batch, per_example_loss
 from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.scores import noise_auroc
 from datasel_wb.models import make_model, small_cnn
@@ -81,6 +81,60 @@ def test_clamp(clamp):
     sel.after_step(b)
     s = sel.log_inst[b.idx].abs()
     assert (s.max() <= math.log(20) + 1e-6) == clamp
+
+
+def test_an_initial_value_outside_the_limits_is_clamped_for_all_in_the_first_step():
+    t = task()
+    sel = DataParameters(Sigma(), Sigma(lr=0.8, init=0.001)).bind(t)
+    b = batch(t)
+    logits = sel.logits(torch.ones(32, 10), b)
+    assert torch.allclose(logits, torch.full((32, 10), 1 / 1.001))   # the first step is made with the value as given
+    sel.loss(5 * torch.randn(32, 10), b).backward()
+    sel.after_step(b)
+    assert torch.allclose(sel.report()["sigma/inst"][DATA.train.ids], torch.tensor(0.05))
+    free = DataParameters(Sigma(), Sigma(lr=0.8, init=0.001), clamp=False).bind(task())
+    assert torch.allclose(free.log_inst, torch.tensor(0.001).log())
+
+
+def test_clamping_the_batch_equals_clamping_the_whole_table():
+    "The published joint setting, 200 steps of a linear network on 24 examples; tables and momentum dense, in float64."
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(24, 6, generator=rng, dtype=torch.float64)
+    y = torch.randint(3, (24,), generator=rng)
+    cls, inst = Sigma(0.1, 1.0, 1e-4), Sigma(0.8, 0.001, 1e-8)
+    torch.manual_seed(0)
+    net = torch.nn.Linear(6, 3, dtype=torch.float64)
+    ref = copy.deepcopy(net)
+    sel = DataParameters(cls, inst).bind(Task(net, n=24, n_classes=3))
+    tables = {k: torch.full((n,), math.log(s.init), dtype=torch.float64)
+              for k, n, s in (("cls", 3, cls), ("inst", 24, inst))}
+    buffers, touched = ({k: torch.zeros(len(v), dtype=dtype) for k, v in tables.items()}
+                        for dtype in (torch.float64, torch.bool))
+    opts = [torch.optim.SGD(n.parameters(), 0.1, momentum=0.9) for n in (net, ref)]
+    for step in range(200):
+        at = torch.randperm(24, generator=rng)[:8]
+        opts[0].zero_grad()
+        b = Batch(x[at], y[at], at)
+        sel.loss(net(b.x), b).backward()
+        opts[0].step()
+        sel.after_step(b)
+
+        ids = {"cls": y[at], "inst": at}
+        leaves = {k: v.clone().requires_grad_() for k, v in tables.items()}
+        sigma = sum(leaves[k][ids[k]].exp() for k in leaves)
+        decay = sum(0.5 * s.weight_decay * (leaves[k][ids[k]] ** 2).sum() for k, s in (("cls", cls), ("inst", inst)))
+        opts[1].zero_grad()
+        (F.cross_entropy(ref(x[at]) / sigma[:, None], y[at]) + decay).backward()
+        opts[1].step()
+        for k, s in (("cls", cls), ("inst", inst)):
+            there = torch.zeros_like(touched[k]).index_fill_(0, ids[k], True)
+            buffers[k][there] = 0.9 * buffers[k][there] + leaves[k].grad[there]
+            tables[k][there] -= s.lr * buffers[k][there]
+            tables[k].clamp_(math.log(1 / 20), math.log(20))                  # the whole table
+        if step == 0: assert torch.allclose(tables["inst"], torch.tensor(1 / 20).log().double())
+        for k in tables: assert torch.allclose(getattr(sel, f"log_{k}").double(), tables[k], atol=1e-5), (step, k)
+    assert (tables["inst"] > math.log(1 / 20) + 0.1).any() and (tables["inst"] < math.log(1 / 20) + 1e-6).any()
+    for a, b in zip(net.parameters(), ref.parameters()): assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_a_broken_step_adds_nothing_to_the_temperatures():
