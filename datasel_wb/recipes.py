@@ -42,9 +42,13 @@ _PUBLISHED = dict(
     scorer_sees="x", scorer_clip=0.5, scorer_lr=1e-6, scorer_steps=100_000, scorer_warmup_steps=250,
     scorer_stage_lr=0.1)
 
+_RELEASED = dict(   # what the released code does and no paper says
+    randaugment_style="dds", fill=128, activation="leaky_relu", ema_start="zero", decay_on="no_norm",
+    scorer_augment="plain", scorer_weights="raw")
+
 DDS_RECIPES = {
-    "cifar10-wrn28-10": _PUBLISHED,
-    "cifar10-4k-wrn28-2": _PUBLISHED | dict(model="wrn28-2", n_train=4000, dev_from="rest"),
+    "cifar10-wrn28-10": _PUBLISHED | _RELEASED,
+    "cifar10-4k-wrn28-2": _PUBLISHED | _RELEASED | dict(model="wrn28-2", n_train=4000, dev_from="rest"),
     "imagenet-resnet50": _PUBLISHED | dict(   # network published; schedule, dev size and image size ours
         dataset="./imagenet", model="resnet50", image_size=224, crop=0, cutout=0, randaugment=0, dev_size=10_000,
         batch_size=4096, steps=40_000, warmup_steps=2500, scorer_steps=40_000, eval_batch_size=500),
@@ -59,7 +63,8 @@ _SWAPPED = dict(
     dataset="cifar100", dev_size=0, noise=0.4, noise_kind="swap", flip=True, crop=4, model="wrn28-10", epochs=120,
     stop_epoch=84, batch_size=128, lr=0.2, warmup_steps=0, schedule="step", milestones="0.666666667,0.833333333",
     lr_drop=0.1, momentum=0.9, nesterov=False, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.0, level="inst",
-    inst_lr=0.2, inst_init=1.0, inst_decay=0.0, log_every=100, eval_every=390, save_every=1950)
+    inst_lr=0.2, inst_init=1.0, inst_decay=0.0, decay_on="all", conv_bias=True, stats="published",
+    log_every=100, eval_every=390, save_every=1950)
 _IMAGENET = dict(   # batch size, learning rate and weight decay ours, the usual ones of ResNet-18
     dataset="./imagenet", image_size=224, dev_size=0, flip=True, model="resnet18-imagenet", epochs=100,
     batch_size=256, lr=0.1, warmup_steps=0, schedule="step", milestones="0.3,0.6,0.9", lr_drop=0.1, nesterov=False,

@@ -53,13 +53,24 @@ class DataParameters(Selector):
         self.optimizers = {}
         for name, s in self.settings.items():
             table = torch.full((task.n_classes if name == "cls" else task.n,), math.log(s.init), device=task.device)
+            if self.clamp: table.clamp_(*self.LIMITS)
             self.register_buffer(f"log_{name}", table)
             self.optimizers[name] = SparseSGD([table], s.lr, s.momentum)
             start_momentum(self.optimizers[name])
 
+    def begins_outside(self, name: str) -> bool:
+        "Whether the clamp moves the initial value."
+        return self.clamp and not self.LIMITS[0] <= math.log(self.settings[name].init) <= self.LIMITS[1]
+
+    def entries(self, name: str, ids: Tensor) -> Tensor:
+        "log σ of these ids; in the first step the initial value, also where the table has it clamped."
+        now = getattr(self, f"log_{name}")[ids]
+        if not self.begins_outside(name): return now
+        return torch.where(self.steps_done == 0, math.log(self.settings[name].init), now)
+
     def logits(self, logits, batch):
         ids = {"cls": batch.y, "inst": batch.idx}
-        self.leaves = {k: getattr(self, f"log_{k}")[ids[k]].requires_grad_() for k in self.settings}
+        self.leaves = {k: self.entries(k, ids[k]).requires_grad_() for k in self.settings}
         return logits / sum(leaf.exp() for leaf in self.leaves.values())[:, None]
 
     def penalty(self, batch):
@@ -72,7 +83,9 @@ class DataParameters(Selector):
         for name, leaf in self.leaves.items():
             ids, table = {"cls": batch.y, "inst": batch.idx}[name], getattr(self, f"log_{name}")
             # a broken step adds nothing
-            ids, grad = self.task.collectives.gather_examples(ids, leaf.grad.nan_to_num(0, 0, 0))
+            mine = ids, leaf.grad.nan_to_num(0, 0, 0), leaf.detach()
+            ids, grad, began = self.task.collectives.gather_examples(*mine)
+            if self.begins_outside(name): table.index_copy_(0, ids, began)
             self.optimizers[name].step(ids, grad)
             if self.clamp: table.index_copy_(0, ids, table[ids].clamp(*self.LIMITS))
         self.leaves = {}
@@ -116,6 +129,7 @@ class DataParametersRecipe:
 declare("data-parameters", lambda s, context: s.selector(), settings=DataParametersRecipe,
         trials={"data parameters, class": lambda: DataParameters(cls=Sigma(lr=0.1, weight_decay=1e-2)),
                 "data parameters, instance": lambda: DataParameters(inst=Sigma(lr=2.0)),
+                "data parameters, clamped at first": lambda: DataParameters(Sigma(), Sigma(lr=0.8, init=0.001)),
                 "data parameters, joint": lambda: DataParameters(
                     Sigma(lr=0.1), Sigma(lr=0.8, init=0.001, weight_decay=1e-4, momentum=0), clamp=False)},
         card="A temperature for each class, each example, or both, is learned with the network; "
