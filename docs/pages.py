@@ -18,7 +18,7 @@ SECTIONS = {   # page -> title, pattern of its notebooks, others by name, what i
     "library": ("Library", r"\d\d_.*", (),
                 "One notebook per module: why, the maths, the code, and a value that is shown and asserted."),
     "runs": ("Runs", r"run_.*", (), "Experiments with parameters, from data to result; each is executed by papermill."),
-    "measured": ("Results", None, ("results", "benchmarks", "full_scale"),
+    "measured": ("Results", None, ("results", "published", "benchmarks", "full_scale"),
                  "What was measured, with the commands; also where a method loses."),
     "api": None,
     "project": None,

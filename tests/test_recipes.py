@@ -1,6 +1,9 @@
 """Recipes, methods by name, and trainings that count epochs."""
+import json
 import math
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -282,3 +285,14 @@ def test_removal_recipe(kw, text):
 def test_infobatch_needs_epochs(data):
     with pytest.raises(ValueError, match="InfoBatch needs epochs"):
         Training(Recipe(model="tiny_cnn", steps=50, batch_size=64), data, InfoBatch())
+
+
+def test_every_setting_of_the_page_on_published_code_exists():
+    "Its tables name in the fourth column what switches; and each recipe named there is one."
+    book = json.loads((Path(__file__).parents[1] / "nbs" / "published.ipynb").read_text())
+    rows = [line.split("|")[1:-1] for c in book["cells"] if c["cell_type"] == "markdown"
+            for line in "".join(c["source"]).splitlines() if line.startswith("| ") and not line.startswith("| what")]
+    named = {word for row in rows for word in re.findall(r"`([a-z_0-9]+)`", row[3])}
+    known = {name for e in EXPERIMENTS.values() for name in e.known()}
+    assert len(rows) > 50 and {len(row) for row in rows} == {5}
+    assert named - known == {"unscored"} and len(named) > 25        # an argument of `sorted_ids`
