@@ -366,6 +366,8 @@ class LanguageRecipe:
     ngram_top: int = setting(10_000, "similarity: n-grams kept per language, the most frequent; 0: all", "natural")
     block: int = setting(20_000, "K, target sentences drawn at a time, between updates of DDS; "
                          "all of them where there are fewer", "positive")
+    block_alone: int = setting(0, "targets and TCS, which learn nothing between blocks: target sentences drawn "
+                               "at a time; 0: as block", "natural")
     first_blocks: int = setting(0, "TCS+DDS: blocks at the beginning that have first_block sentences", "natural")
     first_block: int = setting(5_000, "TCS+DDS: target sentences of each of the first_blocks", "positive")
     target_order: str = setting("shuffled", "target sentences: shuffled, or as in the corpus", LanguageSampler.ORDERS)
@@ -396,6 +398,11 @@ class LanguageRecipe:
         "The methods, uniform first. `ValueError` on an unknown one."
         return chosen(self.method, "method", "translation", ("uniform",))
 
+    @property
+    def alone(self) -> int:
+        "Target sentences that a method without a scorer draws at a time."
+        return self.block_alone or self.block
+
     def draws(self) -> dict:
         "How sources are drawn, in what order of the target sentences."
         return dict(draw=self.draw, target_order=self.target_order)
@@ -420,7 +427,7 @@ class LanguageContext(Context):
     alike: "pd.DataFrame | None" = None   # similarity of the languages
     def tcs(self, s: LanguageRecipe) -> TCS:
         "Target-conditioned sampling for these languages."
-        return TCS(self.alike.loc[self.lang].to_dict(), s.tau, s.block, **s.draws())
+        return TCS(self.alike.loc[self.lang].to_dict(), s.tau, s.alone, **s.draws())
 
 def _related(s, context):
     near, others = context.relative, [k for k in context.alike.index if k != context.lang]
@@ -445,7 +452,7 @@ _declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), spcl=SPCL,
          card="Self-paced learning on sentence pairs.")
 
 # %% ../nbs/10_mixtures.ipynb #14cbc57c
-_declare("targets", lambda s, context: LanguageSampler(s.block, **s.draws()), targets=lambda: LanguageSampler(120),
+_declare("targets", lambda s, context: LanguageSampler(s.alone, **s.draws()), targets=lambda: LanguageSampler(120),
          card="Draws target sentences, and for each any of its languages: the control of TCS and DDS.")
 _declare("tcs", lambda s, context: context.tcs(s), tcs=_trial_tcs,
          card="Target-conditioned sampling: draws a target sentence, "

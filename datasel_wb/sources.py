@@ -73,7 +73,7 @@ def draw_each(
     least: int = 0,              # pairs; fewer are drawn anew
 ) -> tuple:                      # rows and languages, one entry per pair
     "Every language for itself, with its probability: none, one or several for a target sentence."
-    p = logp.double().exp()
+    if (p := logp.double().exp()).isnan().any(): raise ValueError("logp: has a probability that is not a number")
     while True:
         rows, languages = (torch.rand(p.shape, dtype=torch.float64, generator=generator) < p).nonzero(as_tuple=True)
         if len(rows) >= least: return rows, languages

@@ -290,13 +290,14 @@ def test_ted_is_what_the_scripts_say():
     "dds.sh, dds_tcs.sh and the defaults of rl_main.py, as they were read."
     scripts = dict(cut_length=300, max_tokens=1500 // 2, embed=128, hidden=512, dropout=0.3, lr=0.001, clip_norm=5.0,
                    language_lr=0.0001, language_batch=160, block=20_000, first_blocks=5, first_block=5_000, updates=100,
+                   block_alone=10_000_000,
                    updates_alone=1, imitate="low", imitate_steps=20 * 160, gradient_of="low", draw="bernoulli",
                    target_order="corpus", loss_sum=True, alpha1=0.5, alpha2=1.0, reward="cosine", reward_scale=0.01,
                    max_length=200 + 1, eval_every=2500, log_every=50, beam=5,
                    languages="aze,bel,glg,slk,tur,rus,por,ces")
     assert {k: TED.get(k) for k in scripts} == scripts
-    ours = {"draw": "one", "target_order": "shuffled", "first_blocks": 0, "updates_alone": 0, "imitate": "none",
-            "imitate_steps": 0, "gradient_of": "all"}
+    ours = {"draw": "one", "block_alone": 0, "target_order": "shuffled", "first_blocks": 0, "updates_alone": 0,
+            "imitate": "none", "imitate_steps": 0, "gradient_of": "all"}
     assert {k: getattr(LanguageRecipe(), k) for k in ours} == ours
     assert (NMTRecipe().loss_sum, NMTRecipe().cut_length) == (False, 0)
     for name in ("quick", "multi30k"): assert not {*ours, "loss_sum", "cut_length"} & {*NMT_RECIPES[name]}
@@ -312,7 +313,9 @@ def test_a_recipe_makes_each_script(alike):  # noqa: F811
     assert tcs_dds.first_blocks == (5, 5000) and dds.imitate_steps == tcs_dds.imitate_steps == 3200
     for name in ("targets", "tcs", "dds", "tcs_dds"):
         sel, quick = made(name, TED), made(name, NMT_RECIPES["quick"])
-        assert (sel.draw, sel.target_order, sel.block) == ("bernoulli", "corpus", 20_000)
+        assert (sel.draw, sel.target_order) == ("bernoulli", "corpus")
+        assert sel.block == (20_000 if "dds" in name else 10_000_000)      # uniform.sh, tcs.sh: all targets at a time
+        assert quick.block == NMT_RECIPES["quick"]["block"]
         assert (quick.draw, quick.target_order, quick.first_blocks[0]) == ("one", "shuffled", 0)
     quick = made("dds", NMT_RECIPES["quick"])
     assert quick.start is None and quick.gradient_of == "all" and quick.updates == 100
