@@ -206,6 +206,15 @@ def evaluate(
     out = {"loss": loss, "top1": 100 * top1}
     return out | ({"top5": 100 * top5} if examples.n_classes > 5 else {})
 
+# %% ../nbs/08_loop.ipynb #5d1fa6c2
+def _difference(name: str, there, here) -> str:
+    "What differs in one entry of two identities; of dicts, in each of their entries that do."
+    if isinstance(there, dict) and isinstance(here, dict):
+        unequal = [k for k in there | here if there.get(k) != here.get(k)]
+        return "; ".join(_difference(f"{name}.{k}", there.get(k), here.get(k)) for k in unequal)
+    if not name.startswith("made_with."): there, here = repr(there), repr(here)   # which is text of values already
+    return f"{name}: {there} there, {here} here"
+
 # %% ../nbs/08_loop.ipynb #3ab2c5cf
 class Training:
     "A model in training with its data, selector and records."
@@ -397,7 +406,19 @@ class Training:
         method = {"method": type(self.selector).__name__, "made_with": self.selector.made_with}
         recipe = {k: v for k, v in asdict(self.recipe).items() if k not in PLACE}
         if self.model_name: recipe["model"] = self.model_name
-        return recipe | method | {"seed": self.seed, "labels": labels, "structure": self.structure}
+        own = {"seed": self.seed, "labels": labels, "structure": self.structure, "inputs": self.inputs()}
+        return recipe | method | own
+
+    def inputs(self) -> dict:
+        "What becomes of raw images, as far as it can be named: statistics, and the augmentation with its settings."
+        def rounded(v): return tuple(round(x, 6) for x in v) if isinstance(v, tuple) else v
+        def told(f): return {k: rounded(v) for k, v in vars(f).items() if not k.startswith("_")}
+        augment, stats = getattr(self.loader, "augment", None), {}
+        if isinstance(self.prepare, Normalise): stats = {k: told(self.prepare)[k] for k in ("mean", "std")}
+        if not isinstance(augment, Normalise): return stats | {"augment": type(augment).__qualname__}
+        how = {k: v for k, v in told(augment).items() if v != stats.get(k)}
+        changes = any(v for k, v in how.items() if k not in ("fill", "randaugment_style"))
+        return stats | {"augment": how if changes else {}}
 
     def load_state(self, state: dict) -> None:
         "Continue from a state. `ValueError` listing the differences when it is of another training."
@@ -409,7 +430,11 @@ class Training:
         theirs = {f.name: f.default for f in fields(self.recipe)}   # a version without a setting did as its default
         theirs |= {RENAMED.get(k, k): v for k, v in state["identity"].items()}
         layers = unlike(theirs.get("structure", self.structure), mine.pop("structure"))
-        differing = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
+        theirs.setdefault("inputs", mine["inputs"])   # not told by a version before
+        own, older = mine["made_with"], self.selector.OLDER
+        before = {k: own[k] if v is None else v for k, v in older.items() if k in own}
+        theirs["made_with"] = before | theirs.get("made_with", {})
+        differing = [_difference(k, theirs.get(k), v) for k, v in mine.items() if theirs.get(k) != v]
         if diff := differing + [layers] * bool(layers):
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")
         if state["parts"]["dynamics"].keys() != self.dynamics.state_dict().keys():

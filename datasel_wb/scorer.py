@@ -104,6 +104,7 @@ def _check_options(reward: str, variant: str, baseline: str) -> None:
 class DDS(Selector):
     "Differentiable data selection (arXiv 1911.10088, Algorithm 1)."
     needs = ("dev_batch",)
+    OLDER = Selector.OLDER | {"trains": None}
 
     def __init__(self,
         scorer: Scorer,             # gives one score per example
@@ -120,7 +121,8 @@ class DDS(Selector):
         if not lr >= 0: raise ValueError(f"lr = {lr!r}: must be 0 or more")
         if decay: self.needs = self.needs + ("steps",)
         self.scorer, self.lr, self.momentum, self.wait_steps, self.decay = scorer, lr, momentum, wait_steps, decay
-        self.reward, self.variant, self.baseline = reward, variant, baseline
+        self.reward, self.variant, self.baseline, self.trains = reward, variant, baseline, scorer.trains
+        if variant == "released": self.revision = 2   # the average takes the reward in before it is subtracted
         self.register_buffer("average", torch.zeros(()))   # moving average of the reward
         self.scores = self.before = None                   # live between `weights` and `update` of one step
 
@@ -151,7 +153,7 @@ class DDS(Selector):
         self.scores = self.before = None
 
     def rewards(self, batch: Batch) -> Tensor:
-        "r_i [B]; for reward='step' the scalar <g, d>, g as the optimizer got it: with what the loop clips and decays."
+        "r_i [B]; for reward='step' the scalar <g, d>, g as the optimizer got it, with the loop's clip and decay."
         d = self.task.dev_grad()
         if self.reward != "step": return self.task.align(batch, d, at=self.before, how=self.reward)
         model = self.task.model
