@@ -111,7 +111,7 @@ class DDS(Selector):
         lr: float = 1e-6,           # of the scorer, plain SGD; 0 keeps the scorer as it is (retrained DDS)
         momentum: float = 0.0,      # of the scorer's SGD
         wait_steps: int = 0,        # steps before the scorer's first update
-        reward: str = "forward",    # how to align: "forward", "reverse", "difference"; "step": p.grad as it is after the step
+        reward: str = "forward",    # how to align: "forward", "reverse", "difference"; "step": p.grad after the step
         variant: str = "paper",     # "paper", "released" (what that code intends) or "released_as_run"
         baseline: str = "none",     # "none", "moving" (rate 0.01; always in released variants) or "batch"
         decay: bool = False,        # scorer lr falls to 0 with a cosine; needs the planned steps
