@@ -106,13 +106,17 @@ def step_where(
     optimizer: torch.optim.Optimizer,  # SGD
     lr: float | Tensor,                # a float, or [1] on the device
 ) -> None:
-    "Step the optimizer where `ok`, else change nothing; nothing is read on the host."
+    "Step the optimizer where `ok`, else change nothing, gradients in no case; nothing is read on the host."
     params = [p for g in optimizer.param_groups for p in g["params"]]
+    grads = [p.grad for p in params]
     state = [t for p in params for t in optimizer.state[p].values() if isinstance(t, Tensor)]
     before = [t.clone() for t in (*params, *state)]
     for group in optimizer.param_groups: group["lr"] = 1.0
-    for p in params: p.zero_()
+    for p, g in zip(params, grads):
+        p.grad = None if g is None else g.clone()              # some optimizers compute in it
+        p.zero_()
     optimizer.step()                                           # a parameter is now minus its direction
+    for p, g in zip(params, grads): p.grad = g
     for p, old in zip(params, before):
         move = torch.where(ok, p, 0.0)
         p.copy_(torch.addcmul(old, move, lr) if isinstance(lr, Tensor) else torch.add(old, move, alpha=lr))

@@ -55,7 +55,7 @@ DDS_RECIPES = {
     "quick": dict(   # ours
         dataset="digits", n_train=1047, dev_from="rest", dev_size=60, noise=0.4, noise_kind="flip",
         model="tiny_cnn", steps=400, seeds=3, scorer_steps=150, scorer_warmup_steps=20,
-        scorer_sees="xy", scorer_clip=5.0, scorer_lr=0.01, dev_only=True),
+        scorer_sees="xy", scorer_clip=5.0, scorer_lr=0.01, scorer_trains="head", dev_only=True),
 }
 
 # %% ../nbs/11_recipes.ipynb #ac7705c2
@@ -289,12 +289,12 @@ COMPARE_RECIPES = {
         dataset="cifar10", n_train=10_000, dev_from="rest", dev_size=1000, noise=0.4, flip=True, crop=4,
         model="nano_resnet", epochs=30, batch_size=128, lr=0.2, warmup_steps=78, weight_decay=5e-4, clip_norm=0.0,
         seeds=3, inst_lr=2.0, inst_decay=0.02, sigma_momentum=0.0, dynams_warmup=5, dynams_every=5,
-        proxy=0.5, scorer_clip=5.0, scorer_lr=0.01, log_every=78, eval_every=585, eval_batch_size=1000,
-        save_every=1170),
+        proxy=0.5, scorer_clip=5.0, scorer_lr=0.01, scorer_trains="head", log_every=78, eval_every=585,
+        eval_batch_size=1000, save_every=1170),
     "quick": dict(   # ours
         dataset="digits", n_train=1047, dev_from="rest", dev_size=250, noise=0.4, model="tiny_cnn", epochs=20,
         batch_size=64, lr=0.4, warmup_steps=20, seeds=3, inst_lr=100.0, dynams_warmup=4, dynams_every=4, proxy=0.5,
-        scorer_clip=5.0, scorer_lr=0.01, log_every=16, eval_every=64, save_every=1000),
+        scorer_clip=5.0, scorer_lr=0.01, scorer_trains="head", log_every=16, eval_every=64, save_every=1000),
 }
 
 # %% ../nbs/11_recipes.ipynb #49b0c577

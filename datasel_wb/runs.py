@@ -37,7 +37,7 @@ from .corruption import changed_labels
 from .examples import Splits
 from .loop import PLACE, Training
 from .names import extra
-from .settings import known_settings, merge, renamed
+from .settings import BEFORE, known_settings, merge, renamed
 from .trainer import Preemption, RunKind
 
 with extra("workbench"):
@@ -148,8 +148,14 @@ def absolute(settings: dict, kind: RunKind) -> dict:
 # %% ../nbs/11_runs.ipynb #b71b1395
 class Run:
     "An open run folder, locked for this process; of several processes the first has it."
-    def __init__(self, folder: Path, settings: dict, collectives: Collectives = Collectives(), kind: str = "images"):
-        self.kind, self.settings = kind, absolute(settings, kind_of_run(kind))
+    def __init__(self,
+        folder: Path,
+        settings: dict,               # name -> value
+        collectives: Collectives = Collectives(),
+        kind: str = "images",         # a key of `KINDS`
+        before: dict | None = None,   # what was done where a recipe.json there does not tell a setting
+    ):
+        self.kind, self.settings, self.before = kind, absolute(settings, kind_of_run(kind)), before or {}
         self.folder, self.collectives, self.lock = folder, collectives, None
         if not collectives.main: return
         try: folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +174,7 @@ class Run:
         "Write recipe.json, or compare with the one that is there."
         path = self.folder / "recipe.json"
         if path.exists():
-            there = absolute(read_recipe(self.folder)["settings"], kind_of_run(self.kind))
+            there = absolute(self.before | read_recipe(self.folder)["settings"], kind_of_run(self.kind))
             mine = json.loads(json.dumps(self.settings))
             if diff := [f"{k} = {v!r} here, {there.get(k)!r} there" for k, v in mine.items()
                         if there.get(k) != v and k not in PLACE]:
@@ -202,7 +208,8 @@ def open_run(
                                 .encode()).hexdigest()[:6]
         names = (f"{prefix}{settings.run.recipe}-{digest}" + (f"-{i}" if i > 1 else "") for i in range(1, 10_000))
         folder = next(root / n for n in names if not (root / n / "result.json").exists())
-    run = Run(collectives.agree(folder), flat, collectives, kind)
+    before = {f.name: f.default for part in vars(settings).values() for f in fields(part)} | BEFORE
+    run = Run(collectives.agree(folder), flat, collectives, kind, before)
     if collectives.main: _adopt_notebook(run.folder)
     return run
 

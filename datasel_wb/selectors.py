@@ -44,6 +44,9 @@ class Selector(nn.Module):
     "A selection method. Every hook does nothing by default, which is uniform training."
     needs, suspicious, host, stored = (), (), (), False
     setup_seconds = 0.0   # of learning in `setup`, a cost of the method
+    # what a method was made with -> as text, how it was before it was told in checkpoints; None: not known, as now.
+    # A method whose maths changed has `revision` 2 where it did, and goes on from no checkpoint of before.
+    OLDER = {"revision": "1"}
     # why a method cannot run in several processes; its buffers must be equal in all, for one of them saves
     one_process = ""
 

@@ -69,7 +69,7 @@ class Task:
         return self.grad(self.dev_batch(), norm)
 
     def grad(self, batch: Batch, norm: str = "running") -> dict:
-        "∇ of the mean loss of a prepared batch at the current weights, in evaluation mode, name -> tensor."
+        "∇ of the mean loss of a prepared batch at the current weights, evaluation mode but for `norm`; name -> tensor."
         names = list(self.params())
         self.passes += self.collectives.count(batch.y)
         with evaluating(self.model, norm), torch.enable_grad(), self.autocast():

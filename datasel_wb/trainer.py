@@ -178,6 +178,14 @@ def checkpoint_folder(recipe: Recipe, folder) -> str:
     root = recipe.checkpoint_dir if recipe.checkpoint_dir.endswith("/") else recipe.checkpoint_dir + "/"
     return root + "/".join(Path(folder).resolve().parts[1:][-2:])
 
+# %% ../nbs/08_trainer.ipynb #c7e05b13
+def _check_statistics(folder, there: dict, train) -> None:
+    "`ValueError` when a checkpoint, whose `inputs` are known, is of images normalised in another way than a split's."
+    for k in ("mean", "std"):
+        v = tuple(round(x, 6) for x in getattr(train, k, ()))
+        if v and k in there and v != tuple(there[k]):
+            raise ValueError(f"{folder}: {k} = {there[k]} of the images there, must be that of the images here, {v}")
+
 # %% ../nbs/08_trainer.ipynb #bc1cd37b
 def saved_model(
     folder,          # of a training, with checkpoints/ in it; or of the checkpoints themselves, which may be an address
@@ -206,6 +214,7 @@ def saved_model(
                 f"{folder}: the checkpoint is of another model than {name}; {k} is {there} there, {here} here")
     if differs := unlike(state["identity"].get("structure", structure(network)), structure(network)):
         raise ValueError(f"{folder}: the checkpoint is of another model than {name}; {differs}")
+    _check_statistics(folder, state["identity"].get("inputs", {}), train)
     network.load_state_dict(saved)
     return network
 

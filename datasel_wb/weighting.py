@@ -48,6 +48,7 @@ class DataParameters(Selector):
         if not self.settings: raise ValueError("cls = None and inst = None: one of them must be a Sigma")
         for k, s in self.settings.items():
             if not isinstance(s, Sigma): raise ValueError(f"{k} = {s!r}: must be a Sigma")
+        if any(map(self.begins_outside, self.settings)): self.revision = 2   # all of the table is clamped at first
 
     def setup(self, task):
         self.optimizers = {}
@@ -191,6 +192,7 @@ declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), settings=SP
 class BatchWeight(Selector):
     "Weigh each example by how far its gradient agrees with that of held-out examples."
     needs = ("dev_batch",)
+    OLDER = Selector.OLDER | {"norm": "'running'"}
     def __init__(self,
         norm: str = "batch",   # statistics of batch norm in both passes: "batch", as published, or "running"
     ):

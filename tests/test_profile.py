@@ -89,16 +89,16 @@ def equal(a, b):
 
 
 # PyTorch takes another formula for the forward derivative of batch norm in training mode while a counter listens:
-# 2e-7 of the alignments
+# 2e-7 of the alignments. With running statistics ("batchweight, running") nothing is rounded.
 ROUNDED = ("batchweight",)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_and_a_step_as_always(name):
-    "Bit-equal weights and state to a training that nobody counted."
+    "Bit-equal weights and state to a training that nobody counted; with ROUNDED, equal to 1e-6."
     def same(a, b):
         if name not in ROUNDED or not isinstance(a, torch.Tensor): return equal(a, b)
-        return torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+        return torch.allclose(a.double(), b.double(), rtol=1e-6, atol=1e-6, equal_nan=True)
     counted, plain = (Training(RECIPE, DATA, METHODS[name]()) for _ in range(2))
     table = step_flops(counted, steps=3)
     for _ in range(3): plain.step()

@@ -237,7 +237,7 @@ def test_a_checkpoint_knows_the_settings_of_its_method(data, tmp_path):
     recipe = settings(epochs=2).train
     half = fit(recipe, data, RS2(0.5), folder=tmp_path / "rs2")
     assert fit(recipe, data, RS2(0.5), folder=tmp_path / "rs2").examples_seen == half.examples_seen
-    with pytest.raises(ValueError, match=r"made_with: .*'r': '0.5'.* there, .*'r': '0.7'.* here"):
+    with pytest.raises(ValueError, match="another training; made_with.r: 0.5 there, 0.7 here$"):
         fit(recipe, data, RS2(0.7), folder=tmp_path / "rs2")
     fit(recipe, data, Prune(data.train.ids, 100), folder=tmp_path / "prune")
     with pytest.raises(ValueError, match="made_with"):

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from datasel_wb import recipes, runs
+from datasel_wb import experiments, recipes, runs
 from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.scorer import DDSRecipe, Scorer
 from datasel_wb.loop import Recipe
@@ -100,6 +100,28 @@ def test_where_a_run_is_kept_may_change(tmp_path):
     opened()
     opened(keep=5, save_every=7, checkpoint_dir="memory://elsewhere", device="cpu")
     with pytest.raises(ValueError, match="another run; log_every = 9 here, 20 there"): opened(log_every=9)
+
+
+def test_a_named_run_of_the_version_before_goes_on(tmp_path):
+    "Its recipe.json lacks settings that came later; they were as their default, or as that version did."
+    def opened(notebook, lacking=(), **given):
+        settings = experiments.settings(notebook, {"recipe": "quick", "name": notebook} | given)
+        runs.open_run(settings, root=tmp_path).close()
+        path = tmp_path / notebook / "recipe.json"
+        recipe = json.loads(path.read_text())
+        assert set(lacking) <= recipe["settings"].keys()
+        recipe["settings"] = {k: v for k, v in recipe["settings"].items() if k not in lacking}
+        path.write_text(json.dumps(recipe))
+    opened("run_dds", ("fill", "randaugment_style", "scorer_weights", "scorer_trains", "reward"))
+    for wrong, text in ((dict(fill=128), "another run; fill = 128 here, 0 there$"),
+                        (dict(scorer_trains="all"), "another run; scorer_trains = 'all' here, 'head' there$"),
+                        (dict(reward="reverse"), "another run; reward = 'reverse' here, 'forward' there$")):
+        with pytest.raises(ValueError, match=text): opened("run_dds", **wrong)
+    opened("run_dds")
+    opened("run_compare", ("batchweight_norm", "scorer_trains"), batchweight_norm="running")
+    with pytest.raises(ValueError, match="another run; batchweight_norm = 'batch' here, 'running' there$"):
+        opened("run_compare")
+    opened("run_compare", batchweight_norm="running")
 
 
 @pytest.mark.parametrize("name", ["../x", "/abs", ".", "..", "", "a/b", ".hidden"])

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
 
-from datasel_wb.core import Batch, seeded
+from datasel_wb.backends import step_where
+from datasel_wb.core import Batch, seeded, start_momentum
 from datasel_wb.datasets import DataRecipe, load_data
 from datasel_wb.images import Augment
 from datasel_wb.loop import Recipe, Training
 from datasel_wb.models import make_model
+from datasel_wb.recipes import COMPARE_RECIPES, DDS_RECIPES
 from datasel_wb.scorer import DDS, DDSRecipe, Scorer
 from datasel_wb.selectors import Task
 
@@ -202,6 +204,36 @@ def test_the_steps_reward_is_the_published_product(digits, variant):
     for a, b in zip(sel.scorer.parameters(), ref_scorer.parameters()): assert torch.allclose(a, b, rtol=1e-5, atol=1e-9)
 
 
+def test_the_steps_reward_where_the_optimizer_computes_in_the_gradient(digits):
+    "As on CUDA: SGD over all tensors at once, with Nesterov momentum; the oracle keeps each gradient before the step."
+    model, sel, batch = make(digits, "x", lr=0.05, variant="released", reward="step")
+    opt = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9, nesterov=True, foreach=True)
+    start_momentum(opt)
+    ref = copy.deepcopy(model)
+    by_hand = torch.optim.SGD(ref.parameters(), 0.1, momentum=0.9, nesterov=True, foreach=False)
+    dev_rng = seeded(0, "dev")
+    for _ in range(3):
+        opt.zero_grad()
+        sel.loss(model(batch.x), batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        clipped = [p.grad.clone() for p in model.parameters()]
+        for p, g in zip(ref.parameters(), clipped): p.grad = g.clone()
+        by_hand.step()
+        step_where(torch.tensor(True), opt, 0.1)
+        for p, q, g in zip(model.parameters(), ref.parameters(), clipped):
+            assert torch.equal(p.grad, g) and torch.allclose(p, q, rtol=1e-12, atol=1e-14)
+        dev = digits.dev.take(torch.randint(len(digits.dev), (16,), generator=dev_rng))
+        ref.load_state_dict(model.state_dict())
+        loss = F.cross_entropy(ref.eval()(sel.task.prepare(dev.x)), dev.y)
+        d = torch.autograd.grad(loss, list(ref.parameters()))
+        expected, got = sum((a * b).sum() for a, b in zip(clipped, d)), []
+        rewards = sel.rewards
+        sel.rewards = lambda b: got.append(rewards(b)) or got[-1]
+        sel.after_step(batch)
+        sel.rewards = rewards
+        assert torch.isclose(got[0], expected, rtol=1e-9)
+
+
 def test_the_steps_reward_needs_the_gradients_of_the_step(digits):
     model, sel, batch = make(digits, lr=0.05, variant="released", reward="step")
     sel.loss(model(batch.x), batch).backward()
@@ -239,6 +271,33 @@ def test_the_stage_of_the_scorer_as_published_and_as_ours(digits):
         body = Scorer.like(dds.body(training)).body
         n = sum(p.numel() for p in body.parameters())
         assert torch.equal(torch.nn.utils.parameters_to_vector(body.parameters()), weights[:n])
+
+
+@pytest.mark.parametrize("trains", ["all", "head"])
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_what_dds_trains_of_the_scorer_does_not_hang_on_whose_weights_it_has(digits, trains, weights):
+    training = Training(Recipe(model="tiny_cnn", steps=20, batch_size=32, warmup_steps=2, ema_decay=0.5), digits)
+    for _ in range(2): training.step()
+    settings = DDSRecipe(scorer_weights=weights, scorer_trains=trains, scorer_lr=0.5, scorer_clip=2.0)
+    scorer = settings.scorer(settings.body(training))
+    body, head = list(scorer.body.parameters()), scorer.head.weight
+    assert scorer.trains == trains and head.requires_grad and {p.requires_grad for p in body} == {trains == "all"}
+    for source in (training.model, training.ema.model):           # asked for or not, theirs stays
+        assert {p.requires_grad for p in source.parameters()} == {source is training.model}
+    torch.nn.init.normal_(head, std=0.3, generator=seeded(0, "head"))
+    before = [p.detach().clone() for p in (*body, head)]
+    dds = Training(replace(training.recipe, warmup_steps=0), digits, settings.selector(scorer))
+    for _ in range(3): dds.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, (*body, head))]
+    assert moved[-1] and all(moved) == (trains == "all") and any(moved[:-1]) == (trains == "all")
+
+
+def test_which_recipes_train_the_head_alone():
+    "Ours do, as they were measured; the published ones train all."
+    alone = {name for name, r in DDS_RECIPES.items() if r.get("scorer_trains", DDSRecipe().scorer_trains) == "head"}
+    assert alone == {"quick"} and all(r["scorer_trains"] == "head" for r in COMPARE_RECIPES.values())
+    with pytest.raises(ValueError, match="trains = 'body': must be one of all, head"):
+        Scorer.like(make_model("tiny_cnn", 10, 1), trains="body")
 
 
 @pytest.mark.parametrize("wrong, said", [

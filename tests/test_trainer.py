@@ -1,4 +1,5 @@
 """The loop: equal to plain PyTorch, equal after a kill, and nothing lost when the disk or the numbers fail."""
+import copy
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from datasel_wb.backends import BACKENDS, Eager, fastest_threads, step_where
 from datasel_wb.checkpoints import Checkpoints, snapshot
 from datasel_wb.loop import EMA, Recipe, Training, decayed
 from datasel_wb.trainer import fit, saved_model
+from datasel_wb.weighting import BatchWeight, DataParameters, Sigma
 from waits import patience, slowness
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=7, eval_every=20, save_every=15)
@@ -635,7 +637,7 @@ def test_checkpoints_of_the_version_before_go_on(tmp_path, digits):
     saved = Checkpoints(tmp_path / "old" / "checkpoints")
     state = Checkpoints(tmp_path / "whole" / "checkpoints").read(Checkpoints(tmp_path / "whole" / "checkpoints")
                                                                  .manifest["saved"][0])
-    lacking = ("structure", "activation", "conv_bias", "ema_start", "decay_on")
+    lacking = ("structure", "inputs", "activation", "conv_bias", "ema_start", "decay_on")
     identity = {("grad_bound" if k == "clip_norm" else k): v for k, v in state["identity"].items() if k not in lacking}
     saved.save(state | {"identity": identity}, state["step"])
     saved.wait()
@@ -652,7 +654,73 @@ def test_another_scorer_network_is_another_method(tmp_path, digits):
     fit(recipe, digits, dds(torch.nn.ReLU), folder=tmp_path)
     fit(recipe, digits, dds(torch.nn.ReLU), folder=tmp_path)
     for other in (dds(torch.nn.Tanh), dds(torch.nn.ReLU, clip=4.0)):
-        with pytest.raises(ValueError, match="made_with: .*'scorer'"): fit(recipe, digits, other, folder=tmp_path)
+        with pytest.raises(ValueError, match="another training; made_with.scorer: [0-9a-f]+ there, [0-9a-f]+ here$"):
+            fit(recipe, digits, other, folder=tmp_path)
+    frozen = dds(torch.nn.ReLU)
+    frozen.scorer.body.requires_grad_(False)
+    with pytest.raises(ValueError, match="another training; made_with.trains: 'all' there, 'head' here$"):
+        fit(recipe, digits, DDS(frozen.scorer), folder=tmp_path)
+
+
+def older(state, drop=(), made_with=()):
+    "A state as a version wrote it that did not tell these entries of an identity."
+    identity = {k: v for k, v in state["identity"].items() if k not in drop}
+    identity["made_with"] = {k: v for k, v in identity["made_with"].items() if k not in made_with}
+    return state | {"identity": identity}
+
+
+def test_a_checkpoint_knows_what_became_of_its_images(tmp_path, digits):
+    "Statistics and augmentation; a version before did not tell them."
+    recipe, stats = replace(RECIPE, steps=4, warmup_steps=1), dict(mean=digits.train.mean, std=digits.train.std)
+    def again(where="new", data=digits, **how):
+        return fit(recipe, data, folder=tmp_path / where, augment=Augment(**how | {"crop": 1} | stats))
+    kept = again()
+    for changed, text in ((dict(crop=1, fill=128), r"inputs.augment.fill: 0 there, 128 here$"),
+                          (dict(flip=True), r"inputs.augment.flip: False there, True here$"),
+                          (dict(randaugment_style="dds"),
+                           r"inputs.augment.randaugment_style: 'uniform' there, 'dds' here$")):
+        with pytest.raises(ValueError, match="another training; " + text): again(**changed)
+    other = copy.deepcopy(digits)
+    other.train.mean, stats["mean"] = (0.25,), (0.25,)
+    with pytest.raises(ValueError, match=r"inputs.mean: \(0.3.*,\) there, \(0.25,\) here$"): again(data=other)
+    with pytest.raises(ValueError, match=r"mean = \(0.3.*,\) of the images there, must be that .* here, \(0.25,\)$"):
+        saved_model(tmp_path / "new", recipe, other.train)
+    saved = Checkpoints(tmp_path / "old" / "checkpoints")
+    saved.save(older(Checkpoints(tmp_path / "new" / "checkpoints").load(), ["inputs"]), 4)
+    saved.wait()
+    assert same(again("old", other).model.parameters(), kept.model.parameters())
+    assert same(saved_model(tmp_path / "old", recipe, other.train).parameters(), kept.ema.model.parameters())
+    off = Training(recipe, digits, augment=Augment(fill=9, mean=digits.train.mean, std=digits.train.std))
+    assert off.inputs() == Training(recipe, digits).inputs()   # nothing is changed at random
+    assert Training(recipe, digits, augment=lambda x, g, c: x.float()).inputs()["augment"] == "function"
+
+
+def dds_of(**kw): return lambda: DDS(Scorer.like(make_model("tiny_cnn", 10, 1, seed=9), "x"), 0.01, **kw)
+
+
+@pytest.mark.parametrize("make, lacking, goes_on", [
+    (dds_of(), ["trains"], True),
+    (dds_of(variant="released", reward="difference"), ["trains", "revision"], False),
+    (dds_of(variant="released_as_run", reward="difference"), ["trains"], True),
+    (lambda: DataParameters(inst=Sigma()), [], True),
+    (lambda: DataParameters(inst=Sigma(init=0.001)), ["revision"], False),
+    (lambda: DataParameters(inst=Sigma(init=0.001), clamp=False), [], True),
+    (lambda: BatchWeight("running"), ["norm"], True),
+    (lambda: BatchWeight("batch"), ["norm"], False)])
+def test_a_method_goes_on_from_a_version_before_where_its_maths_is_the_same(tmp_path, digits, make, lacking, goes_on):
+    recipe = replace(RECIPE, steps=4, warmup_steps=1, save_every=2)
+    whole = fit(recipe, digits, make(), folder=tmp_path / "whole")
+    assert set(lacking) <= whole.selector.made_with.keys()
+    assert ("revision" in whole.selector.made_with) == ("revision" in lacking)
+    there = Checkpoints(tmp_path / "whole" / "checkpoints")
+    saved = Checkpoints(tmp_path / "old" / "checkpoints")
+    saved.save(older(there.read(there.manifest["saved"][0]), ["inputs"], lacking), 2)
+    saved.wait()
+    if goes_on: assert same(fit(recipe, digits, make(), folder=tmp_path / "old").model.parameters(),
+                            whole.model.parameters())
+    else:
+        with pytest.raises(ValueError, match=f"another training; made_with.{lacking[-1]}: .* there, .* here$"):
+            fit(recipe, digits, make(), folder=tmp_path / "old")
 
 
 def test_killed_after_the_last_checkpoint_still_writes_its_examples(tmp_path, digits):
