@@ -81,7 +81,8 @@ def diagnostics(
     need_columns(metrics, "metrics", "method", "seed", "step", "split", "name", "value")
     rows = pick_rows(metrics, "metrics", split="train", method=method)
     known = rows["name"].str.replace("^auroc/.*", "auroc/score", regex=True)   # whatever the method calls its score
-    rows = rows.assign(line=known.map(HEALTH).mask(rows["name"].isin(PLAIN_FINDS))).dropna(subset=["line"])
+    if set(PLAIN_FINDS) <= set(rows["name"]): known = known.mask(rows["name"].isin(PLAIN_FINDS))   # plain training
+    rows = rows.assign(line=known.map(HEALTH)).dropna(subset=["line"])
     if not len(rows): raise ValueError(f"name: metrics of {method!r} has neither {' nor '.join(HEALTH)}")
     if (rows["line"] == HEALTH["auroc/score"]).any():
         plain = metrics[(metrics["split"] == "train") & (metrics["method"] == "uniform")]
