@@ -91,8 +91,7 @@ def diagnostics(
     present = zip((HEALTH | PLAIN_FINDS).values(), looks)
     look = {label: drawn for label, drawn in present if (rows["line"] == label).any()}
     chance = (0.5, "chance") if HEALTH["auroc/score"] in look else None
-    title = f"health of the scores of {method}"
-    table = over_seeds(rows, by="line")
+    title, table = f"health of the scores of {method}", over_seeds(rows, by="line")
     whole = alt.Scale(domain=[0, 1])
     return line_chart(table, look, X_TITLES["step"], "AUROC; share of scores", title, whole, chance)
 
