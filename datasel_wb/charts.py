@@ -81,7 +81,8 @@ def diagnostics(
     need_columns(metrics, "metrics", "method", "seed", "step", "split", "name", "value")
     rows = pick_rows(metrics, "metrics", split="train", method=method)
     known = rows["name"].str.replace("^auroc/.*", "auroc/score", regex=True)   # whatever the method calls its score
-    rows = rows.assign(line=known.map(HEALTH).mask(rows["name"].isin(PLAIN_FINDS))).dropna(subset=["line"])
+    if set(PLAIN_FINDS) <= set(rows["name"]): known = known.mask(rows["name"].isin(PLAIN_FINDS))   # plain training
+    rows = rows.assign(line=known.map(HEALTH)).dropna(subset=["line"])
     if not len(rows): raise ValueError(f"name: metrics of {method!r} has neither {' nor '.join(HEALTH)}")
     if (rows["line"] == HEALTH["auroc/score"]).any():
         plain = metrics[(metrics["split"] == "train") & (metrics["method"] == "uniform")]
@@ -90,8 +91,7 @@ def diagnostics(
     present = zip((HEALTH | PLAIN_FINDS).values(), looks)
     look = {label: drawn for label, drawn in present if (rows["line"] == label).any()}
     chance = (0.5, "chance") if HEALTH["auroc/score"] in look else None
-    title = f"health of the scores of {method}"
-    table = over_seeds(rows, by="line")
+    title, table = f"health of the scores of {method}", over_seeds(rows, by="line")
     whole = alt.Scale(domain=[0, 1])
     return line_chart(table, look, X_TITLES["step"], "AUROC; share of scores", title, whole, chance)
 

@@ -457,7 +457,7 @@ def ask(
     "Ask networks about the examples: predictions, and a map of the saved one's features, become columns."
     folds = self.whom.value if folds is None else folds
     self.say(f"{folds or 'the'} network{'s are' if folds else ' is'} looking at the examples …")
-    self.progress.layout.display = "" if folds else "none"
+    self.progress.value, self.progress.layout.display = 0.0, "" if folds else "none"
     try:
         seen = ask_model(self.records, self.how.value)
         if folds: seen = seen.assign(**held_out(self.records, folds, lambda v: setattr(self.progress, "value", v)))

@@ -39,10 +39,10 @@ def forgetting_events(
 
 def first_learned(
     correct: Tensor,  # [N, T]
-) -> Tensor:          # [N] int64
-    "Index of the first correct presentation; -1 when there is none."
+) -> Tensor:          # [N] float32; NaN where never presented
+    "Index of the first correct presentation; inf where never learned."
     hit = correct == 1
-    return torch.where(hit.any(1), (hit.cumsum(1) == 0).sum(1), -1)
+    return _where_shown(torch.where(hit.any(1), (hit.cumsum(1) == 0).sum(1).float(), torch.inf), correct)
 
 def presentations_to_learn(
     correct: Tensor,  # [N, T]

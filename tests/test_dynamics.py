@@ -49,14 +49,14 @@ COUNTS = ("forgetting_events", "first_learned", "presentations_to_learn", "max_l
 
 def count(a: list, losses: list) -> dict:
     "The scores of one example by the book, one presentation at a time; none where there is none."
-    if not a: return dict.fromkeys(COUNTS, math.nan) | {"first_learned": -1, "unforgettable": False}
+    if not a: return dict.fromkeys(COUNTS, math.nan) | {"unforgettable": False}
     events, first, last_wrong, rise = 0, -1, 0, -math.inf
     for t, right in enumerate(a):
         if right and first < 0: first = t
         if not right: last_wrong = t + 1
         if t and a[t - 1] and not right: events += 1
         if t: rise = max(rise, losses[t] - losses[t - 1])
-    return {"forgetting_events": events if first >= 0 else len(a), "first_learned": first,
+    return {"forgetting_events": events if first >= 0 else len(a), "first_learned": first if first >= 0 else math.inf,
             "presentations_to_learn": last_wrong, "max_loss_increase": rise,
             "unforgettable": first >= 0 and events == 0}
 
@@ -111,7 +111,8 @@ def test_what_was_never_presented_is_kept_by_pruning(ragged):
     "Whatever is removed as easiest: the ids without a history go last, in every order from easy to hard."
     shown, correct, losses = ragged
     unseen = (shown == 0).nonzero().flatten().tolist()
-    for score in (S.forgetting_events(correct), S.presentations_to_learn(correct), S.max_loss_increase(losses)):
+    for score in (S.forgetting_events(correct), S.first_learned(correct), S.presentations_to_learn(correct),
+                  S.max_loss_increase(losses)):
         assert score.isnan().nonzero().flatten().tolist() == unseen
         values = score.tolist()
         by_book = sorted((i for i in range(N) if i not in unseen), key=lambda i: values[i]) + unseen
@@ -121,14 +122,16 @@ def test_what_was_never_presented_is_kept_by_pruning(ragged):
         assert sorted_ids(score, descending=True, unscored="last").tolist() == backwards
         sel = Prune(order, remove_n=N - len(unseen)).bind(Task(nn.Linear(1, 1), n=N))
         assert sel.indices().tolist() == unseen
+    # of those shown, what was never learned is the last to go, too
+    never = ((shown > 0) & ~(correct == 1).any(1)).nonzero().flatten().tolist()
+    order = sorted_ids(S.first_learned(correct), unscored="last").tolist()
+    assert len(never) > 10 and order[-len(never + unseen):] == never + unseen
 
 
 @pytest.mark.parametrize("name", ["forgetting", "first_learned", "presentations_to_learn", "max_loss_increase",
                                   "unforgettable"])
 def test_online_scores_equal_a_plain_count(fed, ragged, name):
     by_book = [row["forgetting_events" if name == "forgetting" else name] for row in plain(ragged)]
-    if name == "first_learned":
-        by_book = [math.inf if t == -1 else t for t in by_book]   # never learned: sorts as the hardest
     seen = ragged[0] > 0
     score = fed.scores()[name]
     assert score[seen].tolist() == [v for v, s in zip(by_book, seen) if s]

@@ -60,6 +60,9 @@ def test_the_panel_says_whom_it_asked_and_shows_how_far_they_are(panel):
     values, shown = zip(*seen)
     assert values[-1] == 1 and list(values) == sorted(values) and set(shown) == {""} and len(values) > 4
     assert panel.progress.layout.display == "none" and list(panel.records.frame).count("predicted") == 1
+    seen.clear()
+    panel.ask()                                                        # the bar begins at its left end again
+    assert seen[0] == (0, "none") and [v for v, _ in seen[1:]] == list(values)
     panel.records.frame["class"] = panel.records.frame.predicted       # as a network would say that knows them by heart
     panel.say(*second_opinion(panel.records.frame.predicted, panel.records.frame["class"]))
     assert chart_base.VERMILLION in panel.message.value and "learned wrong ones by heart" in panel.message.value

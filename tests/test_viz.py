@@ -252,6 +252,26 @@ def test_diagnostics_show_plain_training_beside_a_method(records):
         charts.diagnostics(pd.concat(plain), "uniform")
 
 
+def test_diagnostics_of_a_method_whose_score_is_a_margin(records):
+    "DynaMS reports margins; their name is that of a record of plain training, which has a mean loss beside it."
+    metrics = records["metrics"]
+    some = metrics[(metrics["method"] == "dds") & (metrics["name"] == "auroc/score")]
+    own = some.assign(method="dynams", name="auroc/margin")
+    plain = [some.assign(method=m, name=f"auroc/{k}", value=v) for m in ("uniform", "uniform-short")
+             for k, v in (("margin", 0.9), ("loss", 0.8))]
+    alone, beside = (all_rows(charts.diagnostics(pd.concat([own, *more]), "dynams")).dropna(subset=["line"])
+                     .set_index("line") for more in ([], plain))
+    expected = some.groupby("step")["value"].agg(["mean", "min", "max"])
+    for shown in (alone, beside):
+        assert np.allclose(shown.loc["AUROC, wrong labels", ["mean", "low", "high"]].astype(float), expected)
+    assert set(alone.index) == {"AUROC, wrong labels"} and set(beside.index) == {
+        "AUROC, wrong labels", *charts.PLAIN_FINDS.values()}
+    assert np.allclose(beside.loc["plain training, mean margin", "mean"].astype(float), 0.9)
+    for method in ("uniform", "uniform-short"):                        # records of plain training are no opinion
+        with pytest.raises(ValueError, match="neither auroc/score nor saturated"):
+            charts.diagnostics(pd.concat(plain), method)
+
+
 def test_histogram_counts_each_group_in_each_bin(records):
     examples, shown = records["examples"], all_rows(result_charts.score_histogram(records["examples"], "score", bins=7))
     edges = np.linspace(examples["score"].min(), examples["score"].max(), 8)
