@@ -25,10 +25,9 @@ NMT_RECIPES = {
         corpus="./ted", lang="aze", languages="aze,bel,glg,slk,tur,rus,por,ces", target="eng", low=0, high=0,
         dev_size=0, test_size=0, source_vocab=8000, target_vocab=8000, max_length=201, cut_length=300, loss_sum=True,
         buckets=16, embed=128, hidden=512, dropout=0.3, max_tokens=750, lr=1e-3, clip_norm=5.0, steps=200_000, beam=5,
-        draw="bernoulli", target_order="corpus", block=20_000, block_alone=10_000_000,
-        first_blocks=5, first_block=5_000,
-        updates=100,
-        updates_alone=1, imitate="low", imitate_steps=3200, gradient_of="low", alpha1=0.5, alpha2=1.0,
+        draw="bernoulli", target_order="corpus", block=20_000, block_alone=10_000_000, first_blocks=5,
+        first_block=5_000, updates=100, updates_alone=1, imitate="low", imitate_steps=3200, gradient_of="low",
+        alpha1=0.5, alpha2=1.0,
         language_lr=1e-4, language_batch=160, reward="cosine", reward_scale=0.01, tau=0.01, log_every=50,
         eval_every=2500, save_every=2500, seeds=4),
     "multi30k": dict(
