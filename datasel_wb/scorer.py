@@ -203,13 +203,22 @@ class DDS(Selector):
         super().set_extra_state(state)
         if self.lr: self.opt.load_state_dict(state["opt"])
 
-# %% ../nbs/07_scorer.ipynb #c6b208c0
+# %% ../nbs/07_scorer.ipynb #e2a90c47
 @dataclass(frozen=True)
-class DDSSettings:
-    "Settings of DDS."
+class _ScorerSettings:
+    "Settings of the scorer."
     scorer_sees: str = setting("xy", "x: the input alone (released code); xy: input and label (paper)", Scorer.SEES)
     scorer_clip: float = setting(0.5, "scores lie in (-clip, clip)", "positive")
     scorer_trains: str = setting("all", "what DDS trains of the scorer: all, or its head alone", Scorer.TRAINS)
+
+    def scorer(self, net: Net) -> Scorer:
+        "A scorer with these settings that begins as `net`."
+        return Scorer.like(net, self.scorer_sees, self.scorer_clip, self.scorer_trains)
+
+# %% ../nbs/07_scorer.ipynb #c6b208c0
+@dataclass(frozen=True)
+class DDSSettings(_ScorerSettings):
+    "Settings of DDS."
     scorer_lr: float = setting(1e-6, "learning rate of the scorer, plain SGD", "natural")
     scorer_momentum: float = setting(0.0, "momentum of the scorer's SGD", "share")
     scorer_decay: bool = setting(False, "scorer learning rate falls to 0 with a cosine")
@@ -224,10 +233,6 @@ class DDSSettings:
     def __post_init__(self):
         check_settings(self)
         _check_options(self.reward, self.variant, self.baseline)
-
-    def scorer(self, net: Net) -> Scorer:
-        "A scorer with these settings that begins as `net`."
-        return Scorer.like(net, self.scorer_sees, self.scorer_clip, self.scorer_trains)
 
     def selector(self, scorer: Scorer) -> DDS:
         "DDS with these settings."
