@@ -34,7 +34,7 @@ WATCHED = """() => {   // when the button was released, when the cards were draw
     const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => { window.drawn = performance.now(); }));
     new MutationObserver(drawn).observe(document.querySelector(".datasel-cards"), { childList: true });
 }"""
-CLOSED = "no comm channel defined"   # JupyterLab, of a view that has something to tell to a panel closed before this one
+CLOSED = "no comm channel defined"   # JupyterLab, of a view that has something to tell to a panel closed before
 MESSAGE, CARD, SCATTER = ".datasel-message", ".datasel-card", ".datasel-scatter canvas"
 
 
