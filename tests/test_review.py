@@ -123,8 +123,8 @@ NOISY = dict(dev_size=0, steps=400, warmup_steps=20, eval_every=400, save_every=
 
 @pytest.mark.parametrize("noise", [0.1, 0.4])
 def test_noise_is_found_after_the_network_has_learned_it_by_heart(tmp_path, noise):
-    """The rule of *find_noise*: mean loss over training above Otsu's threshold, alone with three seeds and, with the
-    first, where held-out networks prefer another class. Asked in-sample, the network repeats the wrong labels."""
+    """The rule of *find_noise*, with three seeds: mean loss over training above Otsu's threshold. With the first seed
+    also where held-out networks prefer another class. Asked in-sample, the network repeats the wrong labels."""
     for seed in range(3):
         records = read_training(example_run(tmp_path, noise=noise, seed=seed, name=f"s{seed}", **NOISY))
         frame, noisy = records.frame, records.frame.noisy.to_numpy()
