@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import datasel_wb
-from .settings import check_values
+from .settings import check_values, names_folder
 
 # %% ../nbs/00_command.ipynb #20d9e4eb
 def project_root() -> Path:
@@ -99,8 +99,8 @@ def check_command(
         given = {k: v for k, v in given.items() if k in rules and not isinstance(rules[k], dict)}
     check_values(given, told)
     for name in (k for k in ("dataset", "corpus") if given.get(k)):
-        folder, path = Path(given[name]), {"/", os.sep} & set(given[name])
-        if path and "--cwd" not in options and not folder.is_dir():
+        folder = Path(given[name])
+        if names_folder(given[name]) and "--cwd" not in options and not folder.is_dir():
             raise ValueError(f"{name} = {given[name]!r}: no such folder {folder.absolute()}")
 
 # %% ../nbs/00_command.ipynb #66d71df5

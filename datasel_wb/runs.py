@@ -37,7 +37,7 @@ from .corruption import changed_labels
 from .examples import Splits
 from .loop import PLACE, Training
 from .names import extra
-from .settings import BEFORE, known_settings, merge, renamed
+from .settings import BEFORE, known_settings, merge, names_folder, renamed
 from .trainer import Preemption, RunKind
 
 with extra("workbench"):
@@ -141,7 +141,7 @@ def absolute(settings: dict, kind: RunKind) -> dict:
     "The same settings with absolute paths; names of data sets and addresses like gs://bucket stay."
     def path(name, value):
         if not isinstance(value, str) or "://" in value or value in kind.names.get(name, ()): return value
-        if name in kind.names and not ({"/", os.sep} & set(value) or Path(value).is_dir()): return value
+        if name in kind.names and not names_folder(value): return value
         return os.path.abspath(value)
     return settings | {k: path(k, settings[k]) for k in PATHS if k in settings}
 
