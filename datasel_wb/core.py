@@ -153,6 +153,7 @@ def evaluating(
     finally:
         for module, training in modes: module.training = training
         for m, tracks in zip(own, tracked): m.track_running_stats = tracks
+        if hasattr(model, "reshard"): model.reshard()   # FSDP2 would keep the parameters whole until a backward pass
 
 # %% ../nbs/00_core.ipynb #cd28ac2a
 def structure(model: nn.Module) -> str:

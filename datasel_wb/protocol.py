@@ -92,7 +92,7 @@ class Selector(nn.Module):
     def bind(self, task: Task) -> "Selector":
         "Attach to a task. `ValueError` when it cannot give what the method needs, or has nothing to learn."
         _check_task(self, task)
-        task.check_dev()
+        if "dev_batch" in self.needs: task.check_dev()
         if self.made_with is None: self.made_with = _settings(self)   # once, before `setup` adds to them
         self.task = task
         self.setup(task)
@@ -191,7 +191,7 @@ class Selector(nn.Module):
 
     def follow(self, device) -> None:
         "Go with the model to another device: tables, optimizers, held-out examples."
-        extra = self.get_extra_state()
+        extra = {k: v for k, v in self.get_extra_state().items() if k != "sampler"}
         self.to(device)
         self.task.to(device)
         self.relink()
@@ -201,12 +201,12 @@ class Selector(nn.Module):
 def _check_task(sel: Selector, task: Task) -> None:
     "`ValueError` when a task cannot give what a method needs, or has nothing to learn."
     name, train = type(sel).__name__, task.train
-    if missing := [need for need in sel.needs if not task.offers(need)]:
-        given = ", ".join(k.removesuffix("_batch").replace("score_all", "train") for k in missing)
-        raise ValueError(f"{name} needs {', '.join(missing)}, which this task lacks: pass {given} to Task")
     if task.target not in sel.targets:
         raise ValueError(f"target = {task.target!r}: {name} works on {', '.join(sel.targets)}"
                          + f", because {sel.why_not}" * bool(sel.why_not))
+    if missing := [need for need in sel.needs if not task.offers(need)]:
+        given = ", ".join(k.removesuffix("_batch").replace("score_all", "train") for k in missing)
+        raise ValueError(f"{name} needs {', '.join(missing)}, which this task lacks: pass {given} to Task")
     if task.n_classes is not None and task.n_classes < 2:
         raise ValueError(f"n_classes = {task.n_classes}: must be 2 or more, or there is nothing to learn")
     if task.target == "class" and train is not None and len(train) > 1 and (train.y == train.y[0]).all():
@@ -227,6 +227,7 @@ def _check_call(sel: Selector, logits: Tensor, batch: Batch) -> None:
     "`ValueError` when a call of `loss` cannot be right; tables go where the logits are."
     task, name = sel.task, type(sel).__name__
     if task is None: raise ValueError(f"{name} is not bound: call bind(Task(model, n=...)) before the first loss")
+    if not isinstance(getattr(batch, "idx", None), Tensor): as_batch(batch)
     rows = len(batch.idx)
     if not rows: raise ValueError(f"batch.idx is empty in process {task.collectives.rank}: must have an example")
     if len(logits) != rows or len(batch.y) != rows:
