@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from waits import patience
 
 from datasel_wb import (
-    DDS, RS2, Batch, BatchWeight, DataParameters, Dynamics, GroupScorer, InfoBatch, MentorNet, Prune, Scorer, Selector, Sigma, Task,
-    Uniform)
+    DDS, RS2, Batch, BatchWeight, DataParameters, Dynamics, GroupScorer, InfoBatch, MentorNet, Prune, Scorer, Selector,
+    Sigma, Task, Uniform)
 from datasel_wb.core import align, call, per_example_loss
 from datasel_wb.models import last_layer
 
@@ -151,7 +151,7 @@ def numbered(n=N):
 @pytest.mark.parametrize("make", [lambda: InfoBatch(0.5, 1.0), lambda: RS2(0.5), lambda: Uniform()])
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2, "persistent_workers": True}])
 def test_a_killed_loop_goes_on_bit_for_bit(make, options, stop=7):
-    "Resumed in mid-epoch, with workers that fetch ahead; the stopped loop's batches and the resumed one's are the whole."
+    "Resumed in mid-epoch, with workers that fetch ahead; both parts together are the whole."
     class Run:
         def __init__(self, state=None):
             self.model = network("class")
@@ -403,7 +403,8 @@ class NoLength(Dataset):
     (lambda: DDS(GroupScorer([0, 1])).bind(Task(network("class"), n=5, dev=numbered(5))),
      "group has 2 entries: must have 5"),
     (lambda: GroupScorer([1, 1]), "group = \\[1\\]: must have 2 groups"),
-    (lambda: BatchWeight().bind(Task(network("class"), n=5, dev=TensorDataset(torch.rand(4, 5), torch.zeros(4).long()))),
+    (lambda: BatchWeight().bind(Task(network("class"), n=5,
+                                   dev=TensorDataset(torch.rand(4, 5), torch.zeros(4).long()))),
      "dev: the model cannot take its batches"),
     (lambda: DataParameters(inst=Sigma()).sampler(), "knows no training set"),
     (lambda: Uniform().loss(torch.rand(2, 3), (0, [1, 1], [0, 1])), "Uniform is not bound"),
