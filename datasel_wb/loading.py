@@ -292,6 +292,7 @@ def _refuse_dataset(dataset) -> None:
     if isinstance(dataset, (Tensor, np.ndarray, str)) or not hasattr(dataset, "__getitem__") \
             or isinstance(dataset, IterableDataset):
         how = ("torch.utils.data.TensorDataset(x, y)" if isinstance(dataset, (Tensor, np.ndarray)) else
+               "its dataset" if hasattr(dataset, "dataset") else
                "a list of its rows, or a Dataset that reads row i when asked for it")
         raise ValueError(f"dataset is a {kind}, whose rows have no numbers that could be their ids: must be map-style; "
                          f"use {how}")
