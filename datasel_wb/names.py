@@ -48,7 +48,7 @@ PUBLIC = {
     "loop": "Recipe Training",
     "trainer": "fit saved_model",
     "mixtures": "TCS LanguageDDS LanguageSampler",
-    "runs": "table",
+    "runs": "table", "shown": "as_shown", "recorder": "Recorder",
     "review": "Decisions",
     "watch": "LiveView look",
     "explorer": "Explorer",
