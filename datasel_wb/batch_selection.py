@@ -62,7 +62,7 @@ class RHOLoss(Selector):
         "The holdout model's losses of the training set, by id, [n]."
         holdout = self.holdout.to(task.device)
         def losses(b):
-            with task.autocast(): return task.loss_fn(holdout(b.x), b.y)
+            with task.autocast(): return task.loss_fn(task.forward(holdout, b.x), b.y)
         return task.score_all(losses)
 
     def weights(self, losses, batch):

@@ -433,7 +433,8 @@ class Training:
         theirs.setdefault("inputs", mine["inputs"])   # not told by a version before
         own, older = mine["made_with"], self.selector.OLDER
         before = {k: own[k] if v is None else v for k, v in older.items() if k in own}
-        theirs["made_with"] = before | theirs.get("made_with", {})
+        told = before | theirs.get("made_with", {})
+        theirs["made_with"] = {k: v for k, v in told.items() if k not in self.selector.GONE}
         differing = [_difference(k, theirs.get(k), v) for k, v in mine.items() if theirs.get(k) != v]
         if diff := differing + [layers] * bool(layers):
             raise ValueError(f"the checkpoint is of another training; {'; '.join(diff)}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'MODELS', 'Net', 'conv_bn', 'Pool', 'small_cnn', 'resnet18', 'resnet18_imagenet', 'resnet50',
            'PreactBlock', 'wrn28', 'leaky', 'biased', 'Residual', 'tiny_resnet', 'small_resnet', 'classifier',
-           'features_and_logits', 'Slim', 'make_model']
+           'last_layer', 'features_and_logits', 'Slim', 'make_model']
 
 # %% ../nbs/02_models.ipynb #67cb0559
 import copy
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .core import check, suggest
+from .core import call, check, suggest
 from .names import extra
 
 # %% ../nbs/02_models.ipynb #047f4d9a
@@ -169,21 +169,45 @@ def small_resnet(n_classes=10, in_channels=3, dropout=0.0, width=12, **bn) -> Ne
 
 # %% ../nbs/02_models.ipynb #76affd57
 def classifier(model: nn.Module) -> nn.Linear:
-    "The last linear layer of a model. `ValueError` when it has none."
+    "The linear layer of a model that was made last. `ValueError` when it has none."
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not layers:
         raise ValueError(f"{type(model).__name__}: has no linear layer, so it has no features before a classifier")
     return layers[-1]
 
+def last_layer(
+    model: nn.Module,
+    x=None,                    # inputs to look with; None: the layer that was made last is taken
+    name: str | None = None,   # of the layer, as in `named_modules`, for what no rule finds
+    forward=call,              # (model, x) -> logits
+) -> nn.Linear:
+    "The linear layer whose output is the logits. `ValueError` when there is none, or the name is of another layer."
+    layers = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if name is not None:
+        if name in layers: return layers[name]
+        raise ValueError(f"last_layer = {name!r}: {suggest(name, layers)}")
+    if x is None or not layers: return classifier(model)
+    seen = []
+    hooks = [m.register_forward_hook(lambda m, args, out: seen.append((m, out))) for m in layers.values()]
+    try:
+        with torch.no_grad(): logits = forward(model, x)
+    finally:
+        for hook in hooks: hook.remove()
+    for m, out in reversed(seen):
+        if out.data_ptr() == logits.data_ptr() or (out.shape == logits.shape and torch.equal(out, logits)): return m
+    raise ValueError(f"{type(model).__name__}: its logits are the output of none of its linear layers; pass "
+                     f"last_layer, one of {', '.join(layers)}")
+
 def features_and_logits(
     model: nn.Module,  # ends in a linear layer
-    x: Tensor,         # [B, ...] inputs
+    x,                 # inputs of B examples
     head: nn.Linear | None = None,  # the layer whose input counts; the last linear one when None
-) -> tuple:            # [B, F], [B, C]
+    forward=call,      # (model, x) -> logits
+) -> tuple:            # [B, ..., F], [B, ..., C]
     "Features and logits of one forward pass."
     seen = []
     hook = (head or classifier(model)).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try: logits = model(x)
+    try: logits = forward(model, x)
     finally: hook.remove()
     return seen[-1], logits
 

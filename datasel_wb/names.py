@@ -29,7 +29,7 @@ def extra(
 
 # %% ../nbs/00_names.ipynb #0e84090e
 PUBLIC = {
-    "core": "Batch align per_example_loss",
+    "core": "Batch align as_batch per_example_loss",
     "examples": "Examples Loader Normalise Split Splits",
     "images": "Augment FolderExamples",
     "datasets": "DataRecipe load_data",
@@ -38,10 +38,11 @@ PUBLIC = {
     "scores": "forgetting_events max_loss_increase el2n grand noise_auroc sorted_ids",
     "dynamics": "Dynamics",
     "task": "Task",
-    "selectors": "Selector Uniform Prune RS2 InfoBatch DynaMS",
+    "protocol": "Selector",
+    "selectors": "Uniform Prune RS2 InfoBatch DynaMS",
     "contract": "check_selector",
     "weighting": "DataParameters Sigma SPCL BatchWeight MentorNet",
-    "scorer": "DDS Scorer",
+    "scorer": "DDS Scorer GroupScorer",
     "batch_selection": "RHOLoss",
     "loop": "Recipe Training",
     "trainer": "fit saved_model",
@@ -74,7 +75,7 @@ MOVED = {
     "trainer": ("backends", "checkpoints", "loop", "report"),
     "dynamics": ("scores",),
     "selectors": ("contract",),
-    "tpu_trainer": ("profile",),
+    "tpu_trainer": ("profile", "core"),
     "translation": ("pairs",),
     "scores": ("scores",),
     "recipes": ("language_recipes", "mixtures", "sources", "core"),

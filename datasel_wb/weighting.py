@@ -33,7 +33,9 @@ class Sigma:
 # %% ../nbs/06_weighting.ipynb #55f34792
 class DataParameters(Selector):
     "Divide the logits by learned temperatures of the class, the instance, or their sum."
-    needs, suspicious, stored = ("n", "n_classes"), ("sigma/cls", "sigma/inst"), True
+    suspicious, stored, micro_batches = ("sigma/cls", "sigma/inst"), True, True
+    why_not = "a temperature divides logits: a prediction of numbers is none, and only class ids have a class"
+    GONE = ("leaves",)
     LIMITS = -math.log(20), math.log(20)
 
     def __init__(self,
@@ -44,19 +46,25 @@ class DataParameters(Selector):
         super().__init__()
         self.settings = {k: s for k, s in (("inst", inst), ("cls", cls)) if s is not None}
         self.clamp = clamp
-        self.leaves = {}
+        self.needs = tuple({"inst": "n", "cls": "n_classes"}[k] for k in self.settings)
+        self.targets = ("class",) if cls is not None else ("class", "multilabel", "tokens")
         if not self.settings: raise ValueError("cls = None and inst = None: one of them must be a Sigma")
         for k, s in self.settings.items():
             if not isinstance(s, Sigma): raise ValueError(f"{k} = {s!r}: must be a Sigma")
         if any(map(self.begins_outside, self.settings)): self.revision = 2   # all of the table is clamped at first
 
     def setup(self, task):
-        self.optimizers = {}
         for name, s in self.settings.items():
-            table = torch.full((task.n_classes if name == "cls" else task.n,), math.log(s.init), device=task.device)
+            size = task.n_classes if name == "cls" else task.n
+            table = torch.full((size,), math.log(s.init), dtype=task.dtype, device=task.device)
             if self.clamp: table.clamp_(*self.LIMITS)
             self.register_buffer(f"log_{name}", table)
-            self.optimizers[name] = SparseSGD([table], s.lr, s.momentum)
+        self.relink()
+
+    def relink(self):
+        self.optimizers = {}
+        for name, s in self.settings.items():
+            self.optimizers[name] = SparseSGD([getattr(self, f"log_{name}")], s.lr, s.momentum)
             start_momentum(self.optimizers[name])
 
     def begins_outside(self, name: str) -> bool:
@@ -71,25 +79,25 @@ class DataParameters(Selector):
 
     def logits(self, logits, batch):
         ids = {"cls": batch.y, "inst": batch.idx}
-        self.leaves = {k: self.entries(k, ids[k]).requires_grad_() for k in self.settings}
-        return logits / sum(leaf.exp() for leaf in self.leaves.values())[:, None]
-
-    def penalty(self, batch):
-        decay = [0.5 * s.weight_decay * self.leaves[k].square().sum()
-                 for k, s in self.settings.items() if s.weight_decay]
-        return sum(decay) if decay else None
+        leaves = {k: self.entries(k, ids[k]).requires_grad_() for k in self.settings}
+        self._now = {"ids": ids, "leaves": leaves}
+        sigma = sum(leaf.exp() for leaf in leaves.values())
+        return logits / sigma.view(-1, *[1] * (logits.ndim - 1))
 
     @torch.no_grad()
     def update(self, batch):
-        for name, leaf in self.leaves.items():
-            ids, table = {"cls": batch.y, "inst": batch.idx}[name], getattr(self, f"log_{name}")
+        factor, pieces = self.factor(), [p.now for p in self._queue]
+        for name, s in self.settings.items():
+            table = getattr(self, f"log_{name}")
+            ids = torch.cat([p["ids"][name] for p in pieces])
+            began = torch.cat([p["leaves"][name].detach() for p in pieces])
+            grad = torch.cat([p["leaves"][name].grad for p in pieces]).div(factor)
+            if s.weight_decay: grad.add_(began, alpha=s.weight_decay)
             # a broken step adds nothing
-            mine = ids, leaf.grad.nan_to_num(0, 0, 0), leaf.detach()
-            ids, grad, began = self.task.collectives.gather_examples(*mine)
+            ids, grad, began = self.task.collectives.gather_examples(ids, grad.nan_to_num(0, 0, 0), began)
             if self.begins_outside(name): table.index_copy_(0, ids, began)
             self.optimizers[name].step(ids, grad)
             if self.clamp: table.index_copy_(0, ids, table[ids].clamp(*self.LIMITS))
-        self.leaves = {}
 
     def report(self):
         train, found = self.task.train, {}
@@ -192,6 +200,7 @@ declare("spcl", lambda s, context: SPCL(s.spcl_start, s.spcl_until), settings=SP
 class BatchWeight(Selector):
     "Weigh each example by how far its gradient agrees with that of held-out examples."
     needs = ("dev_batch",)
+    whole_model = "a derivative along the gradient is taken of every example"
     OLDER = Selector.OLDER | {"norm": "'running'"}
     def __init__(self,
         norm: str = "batch",   # statistics of batch norm in both passes: "batch", as published, or "running"
@@ -250,6 +259,7 @@ class MentorNet(Selector):
         check("share", burn_in=burn_in, flipped=flipped)
         check("positive", lr=lr, every=every, flipped=flipped)
         self.needs = ("steps", "n_classes", "dev_batch") if kind == "data-driven" else ("steps",)
+        if kind == "data-driven": self.targets, self.why_not = ("class",), "it learns from flipped classes"
         self.kind, self.percentile, self.burn_in, self.flipped, self.lr, self.every = (
             kind, percentile, burn_in, flipped, lr, every)
 
@@ -287,7 +297,7 @@ class MentorNet(Selector):
         y = torch.where(wrong, (dev.y + shift) % n, dev.y)
         self.task.passes += c.count(y)
         with evaluating(self.task.model), torch.no_grad(), self.task.autocast():
-            losses = self.task.loss_fn(self.task.model(dev.x), y)
+            losses = self.task.losses(dev.x, y)
         with torch.enable_grad():
             c.mean(F.binary_cross_entropy_with_logits(self.judge(losses, y), (~wrong).float(),
                                                       reduction="none")).backward()
