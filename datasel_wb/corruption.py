@@ -16,12 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .core import tree_map
 from .examples import Split
 from .names import extra
 
 if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/01_corruption.ipynb #d6a13410
+def _check_classes(split: Split, what: str) -> None:
+    "`ValueError` unless the labels are classes."
+    if split.learns != "class":
+        raise ValueError(f"{what}: needs labels that are classes, has target = {split.learns!r}")
+
 def _count(share: float, n: int) -> int:
     "floor(share * n) of the decimal number as written: 0.29 of 100 is 29, though in floating point it is 28.999..."
     return math.floor(share * n + 1e-9)
@@ -32,6 +38,7 @@ def flip_labels(
     generator: torch.Generator,  # on the CPU
 ) -> Split:
     "Exactly floor(share * N) labels replaced by another class, uniformly."
+    _check_classes(split, f"noise = 'flip' of {share}")
     n = len(split)
     chosen = torch.randperm(n, generator=generator)[:_count(share, n)]
     shift = torch.randint(1, split.n_classes, (len(chosen),), generator=generator)
@@ -48,9 +55,10 @@ def swap_images(split: Split, share: float, generator: torch.Generator) -> Split
     k = _count(share, len(split))
     origin[:k] = torch.randperm(k, generator=generator)
     new = copy.copy(split)
-    setattr(new, split.images, getattr(split, split.images)[origin if split.images == "x" else origin.numpy()])
+    inputs = getattr(split, split.images)
+    setattr(new, split.images, tree_map(lambda t: t[origin], inputs) if split.images == "x" else inputs[origin.numpy()])
     new.clean_y = split.y[origin]
-    new.noisy = new.y != new.clean_y
+    new.noisy = (new.y != new.clean_y).reshape(len(split), -1).any(1)
     return new
 
 NOISE = {"flip": flip_labels, "swap": swap_images}
@@ -62,6 +70,7 @@ def thin_classes(
     generator: torch.Generator,  # on the CPU
 ) -> Split:
     "Of class c, rates[c] of its examples (rounded), at random; order kept. `ValueError` on a wrong number of rates."
+    _check_classes(split, f"keep_rates = {rates}")
     if len(rates) != split.n_classes:
         raise ValueError(f"keep_rates has {len(rates)} values: must have one per class, {split.n_classes}")
     counts = torch.bincount(split.y, minlength=split.n_classes)
@@ -87,6 +96,7 @@ def noise_pixels(
 ) -> Split:
     "Gaussian noise of mean 120 added to pixels chosen at random. `ValueError` unless uint8 and in memory."
     if split.images != "x": raise not_streamed(f"pixel_noise = {share}")
+    if not split.pictures: raise ValueError(f"pixel_noise = {share}: needs images [N, C, H, W]")
     if split.x.dtype != torch.uint8: raise ValueError(f"pixel_noise = {share}: needs uint8 images, not {split.x.dtype}")
     new, (c, h, w) = copy.copy(split), split.shape
     new.x = torch.empty_like(split.x, memory_format=torch.contiguous_format)
@@ -103,6 +113,7 @@ def permute_pixels(
 ) -> Split:
     "The pixel positions of all images in one new order. `ValueError` unless in memory and a permutation."
     if split.images != "x": raise not_streamed("permute_pixels = True")
+    if not split.pictures: raise ValueError("permute_pixels = True: needs images [N, C, H, W]")
     n = math.prod(split.shape[1:])
     if not torch.equal(order.cpu().sort().values, torch.arange(n)):
         raise ValueError(f"order: must be a permutation of the {n} pixel positions 0..{n - 1}")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .backends import Eager, make_backend
-from .core import (Batch, Collectives, check_settings, evaluating, per_example_loss, setting, start_momentum,
-                             structure, unlike)
+from .core import (LOSSES, Batch, Collectives, call, check_settings, evaluating, per_example_loss, setting,
+                             start_momentum, structure, unlike)
 from .dynamics import Dynamics
-from .examples import Loader, Normalise, Splits, check_batch, eval_batches
+from .examples import Loader, Normalise, Splits, check_batch, eval_batches, preparation
 from .models import ACTIVATIONS, MODELS, make_model
 from .selectors import Selector, Task, Uniform
 from .settings import RENAMED, numbers, takes_old_names
@@ -138,7 +138,11 @@ class Recipe(LoopRecipe):
         check_batch(self.batch_size, len(train), devices)
 
     def build(self, train, seed: int = 0) -> nn.Module:
-        "The recipe's network for a training split, with initial weights drawn from `seed`."
+        "The recipe's network for a training split, with initial weights drawn from `seed`. `ValueError` unless images."
+        if not train.pictures or train.n_classes is None:
+            what = "images [C, H, W]" if not train.pictures else "classes"
+            raise ValueError(f"model = {self.model!r}: is for images with classes, and these are no {what}; pass a "
+                             "network of your own as model=")
         return make_model(self.model, train.n_classes, train.shape[0], self.dropout, self.bn_momentum,
                           self.bn_eps, seed, self.activation, self.conv_bias)
 
@@ -184,25 +188,33 @@ class EMA(nn.Module):
         torch._foreach_lerp_(list(mine), list(theirs), [share] * len(mine) if isinstance(share, Tensor) else share)
 
 # %% ../nbs/08_loop.ipynb #baa3d63d
+def _sums(logits: Tensor, batch: Batch, learns: str) -> Tensor:
+    "Of a batch: the sum of losses, and for classes how many labels are the first and among the five first."
+    real = batch.idx >= 0
+    total = LOSSES[learns](logits, batch.y).where(real, 0).sum()
+    if learns != "class": return torch.stack([total, 0 * total, 0 * total])
+    hits = (logits.topk(min(5, logits.shape[1])).indices == batch.y[:, None]) & real[:, None]
+    return torch.stack([total, hits[:, 0].sum(), hits.sum()])
+
+# %% ../nbs/08_loop.ipynb #06e05fb9
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     examples,              # a split
-    prepare=None,          # raw inputs -> model inputs; normalisation when None
+    prepare=None,          # raw inputs -> model inputs; images normalised, others as they are, when None
     batch_size: int = 500,
     device="cpu",
     collectives: Collectives = Collectives(),
     workers: int = 0,      # processes that decode, for a split on disk
-) -> dict:                 # loss in nats, top1 and (with more than five classes) top5 in percent
-    "Mean loss and accuracy of a model on a split."
-    prepare = prepare or Normalise(examples.mean, examples.std)
+) -> dict:                 # loss of the target; of classes also top1 and (with more than five) top5 in percent
+    "Mean loss of a model on a split, and its accuracy where the labels are classes."
+    prepare = prepare or preparation(examples)
     sums = torch.zeros(3, device=device)
     with evaluating(model):
         for b in eval_batches(examples, batch_size, None, device, workers, collectives):
-            logits, real = model(prepare(b.x)).float(), b.idx >= 0
-            hits = (logits.topk(min(5, logits.shape[1])).indices == b.y[:, None]) & real[:, None]
-            sums += torch.stack([per_example_loss(logits, b.y).where(real, 0).sum(), hits[:, 0].sum(), hits.sum()])
+            sums += _sums(call(model, prepare(b.x)).float(), b, examples.learns)
     loss, top1, top5 = (collectives.sum(sums)[0] / len(examples)).tolist()
+    if examples.learns != "class": return {"loss": loss}
     out = {"loss": loss, "top1": 100 * top1}
     return out | ({"top5": 100 * top5} if examples.n_classes > 5 else {})
 
@@ -222,6 +234,7 @@ class Training:
     log = report = None   # of `fit`
     # what `evaluate` calls the quantity that is compared (high is good), and a result
     METRIC, UNIT, RESULT = "top1", "%", "accuracy"
+    higher = True   # whether a high METRIC is good
     FORMAT = 2      # of `state`; since 2 an id is a place in the full set
     PATIENCE = 20   # steps in a row that may be skipped for a gradient that is not finite
 
@@ -238,7 +251,8 @@ class Training:
         self.data, self.seed = data, seed
         self.backend = backend or make_backend(recipe)
         device, c, train = self.backend.device, self.backend.collectives, data.train
-        self.prepare = self.make_prepare()
+        self.prepare, self.learns = self.make_prepare(), train.learns
+        if self.learns != "class": self.METRIC, self.UNIT, self.RESULT, self.higher = "loss", "", "loss", False
         whole = model or recipe.build(train, seed)
         self.structure = structure(whole)   # before the backend adapts it
         self.model_name = type(whole).__qualname__ if model else None
@@ -248,11 +262,12 @@ class Training:
         if recipe.epochs: recipe = replace(recipe, steps=recipe.epochs * self.loader.batches_per_epoch())
         self.recipe = recipe
         kept = None if c.fixed else folder
-        self.dynamics = Dynamics(*train.groups(), recipe.history, kept, c, train.ids, train.full).to(device)
-        loss_fn = partial(self.per_example_loss, label_smoothing=recipe.label_smoothing)
+        self.dynamics = Dynamics(*train.groups(), recipe.history, kept, c, train.ids, train.full,
+                                 target=self.learns).to(device)
         task = Task(self.model, self.loader.examples, data.dev, steps=recipe.steps, epochs=recipe.epochs or None,
-                    prepare=self.prepare, seed=seed, dev_batch_size=self.loader.batch_size, loss_fn=loss_fn,
-                    autocast=self.backend.autocast, collectives=c, workers=self.loader.workers)
+                    prepare=self.prepare, seed=seed, dev_batch_size=self.loader.batch_size,
+                    loss_fn=self.make_loss(recipe), autocast=self.backend.autocast, collectives=c,
+                    workers=self.loader.workers, target=self.learns)
         self.selector = self.backend.adapt((selector or Uniform()).bind(task))
         if (fewest := self.selector.fewest()) is not None and fewest < self.loader.batch_size:
             raise ValueError(
@@ -274,9 +289,21 @@ class Training:
 
     per_example_loss = staticmethod(per_example_loss)
 
+    @property
+    def plain_loss(self):
+        "The loss of each example, labels as they are."
+        return self.per_example_loss if self.learns == "class" else LOSSES[self.learns]
+
+    def make_loss(self, recipe: LoopRecipe):
+        "The loss that is descended. `ValueError` where the recipe smooths labels that are no classes."
+        if self.learns == "class": return partial(self.per_example_loss, label_smoothing=recipe.label_smoothing)
+        if recipe.label_smoothing:
+            raise ValueError(f"label_smoothing = {recipe.label_smoothing}: must be 0 for target = {self.learns!r}")
+        return self.plain_loss
+
     def make_prepare(self):
         "What evaluation makes of raw inputs."
-        return Normalise(self.data.train.mean, self.data.train.std)
+        return preparation(self.data.train)
 
     def make_loader(self, recipe: Recipe, augment) -> Loader:
         "The batches of the training split, resident on the device where they fit."
@@ -294,7 +321,7 @@ class Training:
                 for t in (*m.parameters(), *m.buffers())]
         kept += [b for s in self.optimizer.state.values() for b in s.values() if isinstance(b, Tensor)]
         held = [t for s in (self.selector.task.train, self.selector.task.dev) if s is not None
-                for t in (s.table, *(getattr(s, r) for r in s.rows)) if t is not None]
+                for t in (s.table, *s.tensors()) if t is not None]
         self.backend.settle(*(t for t in [*kept, *held, self.meters, self.skips]
                               if t.device.type == self.backend.device.type))
 
@@ -325,7 +352,7 @@ class Training:
     def _step(self) -> None:
         "The device's work of a step, from the draw of the batch to the records; the host reads nothing."
         batch = next(self.batches)
-        with self.backend.autocast(): logits = self.model(batch.x)
+        with self.backend.autocast(): logits = call(self.model, batch.x)
         loss = self.selector.loss(logits, batch)
         self.optimizer.zero_grad()
         loss.backward()
@@ -373,8 +400,8 @@ class Training:
         x = self.prepare(batch.x)
         def run():
             with torch.random.fork_rng([]), self.backend.autocast():
-                logits = model(x)   # dropout draws from a state of its own
-            self.per_example_loss(logits, batch.y).mean().backward()
+                logits = call(model, x)   # dropout draws from a state of its own
+            self.plain_loss(logits, batch.y).mean().backward()
         return run
 
     def check_finite(self) -> None:

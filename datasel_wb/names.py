@@ -30,6 +30,7 @@ def extra(
 # %% ../nbs/00_names.ipynb #0e84090e
 PUBLIC = {
     "core": "Batch align as_batch per_example_loss",
+    "loading": "with_ids",
     "examples": "Examples Loader Normalise Split Splits",
     "images": "Augment FolderExamples",
     "datasets": "DataRecipe load_data",

@@ -151,8 +151,9 @@ def _evaluate(training: Training) -> None:
     results = training.evaluate()
     for split, values in results.items(): training.log.add(training.where(), split, values)
     training.log.histograms(training.steps_done, training.report.scores(), training.data.train.noisy)
-    training.dev_metric = results.get("dev", {}).get(training.METRIC, -math.inf)
-    training.shown |= {k: f"{v[training.METRIC]:.1f}{training.UNIT}"
+    value, sign = results.get("dev", {}).get(training.METRIC, math.nan), 1 if training.higher else -1
+    training.dev_metric = -math.inf if math.isnan(value) else sign * value   # what is high is good
+    training.shown |= {k: f"{v[training.METRIC]:.{1 if training.higher else 4}f}{training.UNIT}"
                        for k, v in results.items() if training.METRIC in v}
 
 def _tracing(training: Training, after: int = 10):

@@ -77,7 +77,9 @@ GOOD = dict(x=torch.zeros(20, 1, 2, 2), y=torch.arange(20) % 2, classes="ab")
     ({"y": torch.arange(20) % 2 - 1}, ["y = -1 in example 0"]),
     ({"y": torch.zeros(20)}, ["y: must be 1-D int64"]),
     ({"classes": "a", "y": torch.zeros(20).long()}, ["at least 2"]),
-    ({"x": torch.zeros(20, 1, 2, 2).double()}, ["uint8 or float32"]),
+    ({"x": ["a"] * 20}, ["x[0] is str", "must be a tensor"]),
+    ({"classes": None}, ["classes = None"]),
+    ({"target": "words"}, ["target = 'words'", "regression"]),
     ({"mean": (0.1, 0.2), "std": (1.0, 1.0)}, ["one per channel"]),
     ({"mean": (0.1,), "std": (0.0,)}, ["std", "above 0"]),
 ])
