@@ -30,7 +30,7 @@ from .task import Task
 @contextmanager
 def _leave_xla():
     "Inside the block transformers and accelerate find no XLA, unless somebody asked for it."
-    asked = {"PJRT_DEVICE", "USE_TORCH_XLA"} & set(os.environ)
+    asked = "USE_TORCH_XLA" in os.environ or os.environ.get("PJRT_DEVICE", "CPU") != "CPU"   # CPU: its own default
     if not asked: os.environ["USE_TORCH_XLA"] = "0"
     try: yield
     finally:
@@ -143,21 +143,16 @@ def _of_model(t: Trainer, selector: Selector, target: str, rows: int | None):
         f"label_smoothing_factor = {a.label_smoothing_factor}: must be 0 for target = {target!r}")
     yield a.max_steps > 0 and "epochs" in selector.needs, (
         f"max_steps = {a.max_steps}: must be -1 with {name}, which plans by epochs; set num_train_epochs")
-    now = _length(t.train_dataset)
-    yield rows is not None and now is not None and now != rows, (
+    now = None if rows is None else len(t.train_dataset)
+    yield now != rows, (
         f"train_dataset has {now} rows since the trainer prepared it, {rows} before: must be as many, or ids are lost; "
         "leave out such rows first")
 
 # %% ../nbs/09_hf.ipynb #de2d430d
-def _length(data) -> int | None:
-    try: return len(data)
-    except TypeError: return None
-
 def _refuse(t: Trainer, rows: int | None) -> None:
     "`ValueError` on the first thing that a Trainer is told and the method cannot follow."
     for so, what in (*_of_args(t), *_of_model(t, t.selector, t.target, rows)):
         if so: raise ValueError(what)
-    if t.train_dataset is not None: _refuse_dataset(t.train_dataset)
     refuse_pieces(t.selector, t.args.gradient_accumulation_steps, "gradient_accumulation_steps")
 
 # %% ../nbs/09_hf.ipynb #53d024dc
@@ -176,10 +171,10 @@ class SelectionMixin:
         self.guest = Guest(Uniform() if selector is None else selector, records)
         self.selector, self.dev_dataset, self.task_kwargs = self.guest.selector, dev_dataset, task_kwargs or {}
         self.sampler, self._learning, self._share, self._done, self._resumes = None, False, 1.0, 0, False
-        rows = _length(kwargs.get("train_dataset"))
+        if (given := kwargs.get("train_dataset")) is not None: _refuse_dataset(given)
         super().__init__(*args, **kwargs)
         self.target = target or target_of(self.model)
-        _refuse(self, rows)
+        _refuse(self, None if given is None else len(given))
 
     @property
     def records(self): return self.guest.records

@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from datasel_wb.batch_selection import RHOLoss
 from datasel_wb.core import Batch, seeded
 from datasel_wb.dynamics import Dynamics
+from datasel_wb.scorer import DDS, GroupScorer
 from datasel_wb.selectors import RS2, InfoBatch, Prune, Uniform
 from datasel_wb.task import Task
 from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, MentorNet, Sigma
@@ -19,9 +21,11 @@ METHODS = {   # label -> () -> Selector
     "data parameters": lambda: DataParameters(Sigma(lr=0.5), Sigma(lr=8.0, weight_decay=1e-3)),
     "spcl": SPCL,
     "batchweight": BatchWeight,
-    "mentornet": lambda: MentorNet(burn_in=0.0, every=2),
+    "mentornet": lambda: MentorNet("predefined", burn_in=0.0),
+    "rho-loss": lambda: RHOLoss(torch.linspace(0, 2, N), keep=0.25),
+    "dds": lambda: DDS(GroupScorer(torch.arange(N) % 3).double(), lr=1.0),
 }
-WHOLE = ("spcl", "batchweight", "mentornet")   # that must see a step's examples at once
+WHOLE = ("spcl", "batchweight", "mentornet", "rho-loss", "dds")   # that must see a step's examples at once
 IN_PIECES = [m for m in METHODS if m not in WHOLE]
 
 
@@ -88,7 +92,8 @@ def tensors(sel):
 
 
 def assert_like(plain, model, sel, records=None, tolerance=1e-10):
-    "A host's model, method and records are those of the plain loop."
+    "A host's model, method and records are those of the plain loop; InfoBatch keeps its weights in float32."
+    if isinstance(sel, InfoBatch): tolerance = 1e-7
     a, b = plain[0].state_dict(), model.state_dict()
     assert a.keys() == {k.removeprefix("inner.") for k in b}
     for k, v in b.items(): torch.testing.assert_close(v, a[k.removeprefix("inner.")], rtol=tolerance, atol=tolerance)
