@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .core import IGNORED, Batch, bare, call, per_example_loss
-from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces
+from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces, refuse_sharded
 from .loading import _refuse_dataset, places
 from .names import extra
 from .protocol import Selector
@@ -372,6 +372,7 @@ def attach(
     if str(accelerator.distributed_type).endswith(("DEEPSPEED", "MEGATRON_LM")):
         raise ValueError(f"distributed_type = {accelerator.distributed_type}: must be one process, DDP or FSDP2")
     refuse_pieces(selector, accelerator.gradient_accumulation_steps, "gradient_accumulation_steps")
+    refuse_sharded(selector)
     if loader is not None:
         own = getattr(_sampler_in(loader), "selector", None)
         if own is not selector and (own is not None or selector.fewest() is not None):

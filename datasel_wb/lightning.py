@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces
+from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces, refuse_sharded
 from .loading import with_ids
 from .names import extra
 from .protocol import Selector
@@ -108,8 +108,12 @@ class _State(_Steps):
             "autocast": trainer.precision_plugin.forward_context} | self.task_kwargs))
 
     def on_fit_start(self, trainer, pl_module):
-        "The model is where it will be."
+        "The model is where it will be, and how."
         self.selector.task.to(pl_module.device)
+        refuse_sharded(self.selector)
+        if trainer.strategy.handles_gradient_accumulation:
+            raise ValueError(f"strategy = {type(trainer.strategy).__name__}: must leave the steps to the optimizer, as "
+                             "DDP and FSDP do")
 
 # %% ../nbs/09_lightning.ipynb #a86eeecb
 class Selection(_State):

@@ -65,8 +65,9 @@ def task_of(model, dev, **more):
                 seed=SEED, **more)
 
 
-def bare(make, dev, epochs=EPOCHS, batch=BATCH, tail=False):
-    "The loop without a host: model, method, records, ids of each step. Without `tail` a last smaller batch is left out."
+def bare(make, dev, epochs=EPOCHS, batch=BATCH, tail=False, without=None):
+    """The loop without a host: model, method, records, ids of each step. Without `tail` a last smaller batch is left
+    out; step number `without` is not made, and nothing learned from it."""
     x, y = numbers()
     model, visited = Net(), []
     sel, records, opt = make().bind(task_of(model, dev)), Dynamics(n=N), sgd(model)
@@ -79,9 +80,9 @@ def bare(make, dev, epochs=EPOCHS, batch=BATCH, tail=False):
             b = Batch(x[step], y[step], step)
             sel.loss(model(b.x)["logits"], b).backward()
             records.record(b.idx, sel.seen.logits, sel.seen.losses, b.y, sel.seen.weights)
-            opt.step()
+            if len(visited) != without: opt.step()
             opt.zero_grad()
-            sel.after_step()
+            sel.after_step(skipped=len(visited) == without)
             visited.append(step.tolist())
     return model, sel, records, visited
 

@@ -299,10 +299,13 @@ def test_trl_trains_with_a_method(tmp_path):
 
 # Accelerate
 
-def accelerated(name, folder=None, pieces=1, batch=hosts.BATCH, until=math.inf, save=None, load=None, drop_last=True):
+def accelerated(name, folder=None, pieces=1, batch=hosts.BATCH, until=math.inf, save=None, load=None, drop_last=True,
+                scaler=None, prepare=lambda model: None):
     "An Accelerate loop; saves after step `save`, stops after step `until`."
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, model = Accelerator(cpu=True, gradient_accumulation_steps=pieces), hosts.Net()
+    accelerator.scaler = scaler
+    prepare(model)
     sel = hosts.METHODS[name]().bind(hosts.task_of(model, dev_loader() if name in hosts.WHOLE else None))
     data = with_ids(TensorDataset(*hosts.numbers()))
     loader = DataLoader(data, batch, sampler=sel.sampler(seed=hosts.SEED), drop_last=drop_last)
@@ -349,19 +352,39 @@ def test_accelerate_goes_on_with_the_same_bits(at, tmp_path):
     assert torch.equal(whole[1].records.rows, selection.records.rows)
 
 
-def test_a_step_that_was_skipped_teaches_nothing():
-    "A scaler that finds an overflow in the second step: the optimizer of Accelerate says so."
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator, model = Accelerator(cpu=True), hosts.Net()
-    sel = DataParameters(inst=Sigma(lr=8.0)).bind(hosts.task_of(model, None))
-    opt, loader = accelerator.prepare(hosts.sgd(model), DataLoader(with_ids(TensorDataset(*hosts.numbers())), 64))
-    selection = attach(accelerator, sel, opt, loader)
-    for k, b in enumerate(loader):
-        accelerator.backward(selection.loss(model(b[0])["logits"], b))
-        opt._is_overflow = k == 1
-        if k != 1: opt.step()
-        opt.zero_grad()
-    assert int(sel.steps_done) == 2 and (sel.log_inst[64:128] == 0).all() and (sel.log_inst[:64] != 0).all()
+def overflow(model, after):
+    "Infinite gradients in the backward pass number `after`, counted from 0."
+    calls = []
+    def broken(grad):
+        calls.append(0)
+        return grad * math.inf if len(calls) == after + 1 else grad
+    model.net[0].bias.register_hook(broken)
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+@pytest.mark.parametrize("host", ["trainer", "accelerate"])
+def test_a_scaler_changes_nothing_and_a_step_that_it_skips_teaches_nothing(host, pieces, plain, tmp_path):
+    "A scale of 2**16; then an overflow in the second step, which forgets its examples."
+    def trained(broken):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        scaler = torch.amp.GradScaler("cpu")
+        if host == "accelerate": return accelerated("data parameters", pieces=pieces, batch=64 // pieces, scaler=scaler,
+                                                    prepare=lambda m: broken is None or overflow(m, broken))
+        t = trainer_of(tmp_path, hosts.METHODS["data parameters"], per_device_train_batch_size=64 // pieces,
+                       gradient_accumulation_steps=pieces)
+        t.accelerator.scaler = scaler
+        seen = visits(t)
+        if broken is not None: overflow(t.model, broken)
+        t.train()
+        return t.model, t, seen
+    model, guest, _ = trained(None)
+    hosts.assert_like(plain("data parameters"), model, guest.selector)
+    model, guest, seen = trained(pieces)       # in the first micro-batch of the second step
+    assert int(guest.selector.steps_done) == 8
+    lost = set(sum(seen[pieces:2 * pieces], []))
+    part = hosts.bare(hosts.METHODS["data parameters"], None, without=1)
+    hosts.assert_like(part, model, guest.selector)
+    assert len(lost) == 64
 
 
 # Several processes

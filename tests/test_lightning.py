@@ -1,5 +1,6 @@
 """A Lightning Trainer with a method inside, against the plain loop."""
 import logging
+import math
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from datasel_wb.weighting import SPCL, BatchWeight, DataParameters, Sigma
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 for name in ("lightning.pytorch", "lightning.fabric", "lightning"): logging.getLogger(name).setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -163,16 +165,18 @@ def test_a_subset_is_named_by_the_places_in_the_full_set():
     assert selection.records.table().id.tolist() == list(range(100, 190))
 
 
-def test_a_skipped_step_teaches_nothing():
-    "A precision plugin whose second step is not made, as by a scaler that met an overflow."
-    class Skips(Module):
-        def optimizer_step(self, epoch, batch_idx, optimizer, closure):
-            if batch_idx != 1: return super().optimizer_step(epoch, batch_idx, optimizer, closure)
-            closure()
-            self.selection.on_before_optimizer_step(self.trainer, self, self.trainer.optimizers[0])
-    _, selection = fit(lambda: DataParameters(inst=Sigma(lr=8.0)), module=Skips, shuffle=False, max_epochs=1)
-    log = selection.selector.log_inst
-    assert int(selection.selector.steps_done) == 2 and (log[64:128] == 0).all() and (log[:64] != 0).all()
+class Breaks(Module):
+    "Infinite gradients in the second step."
+    def on_after_backward(self):
+        if self.trainer.fit_loop.total_batch_idx == 1: self.inner.net[0].bias.grad.fill_(math.inf)
+
+
+@pytest.mark.parametrize("module, without", [(Module, None), (Breaks, 1)], ids=["no overflow", "an overflow"])
+def test_a_scaler_changes_nothing_and_a_step_that_it_skips_teaches_nothing(module, without, plain):
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    net, selection = fit(hosts.METHODS["data parameters"], module=module, plugins=[scaled])
+    assert int(selection.selector.steps_done) == 9 - (without is not None)
+    hosts.assert_like(plain("data parameters", without=without), net, selection.selector)
 
 
 def test_schedules_know_the_steps():
