@@ -342,13 +342,18 @@ class Accelerated(Guest):
         if self.loader is not None: self.loader.set_epoch(state["epoch"] + state["whole"])
 
 # %% ../nbs/09_hf.ipynb #14c45b97
-def _undivided(accelerator, loader) -> None:
+def _undivided(accelerator, loader, selector: Selector) -> None:
     "`ValueError` when the host would cut batches into parts; else let a process's sampler be its own."
-    c = accelerator.dataloader_config
-    if isinstance(loader, DataLoaderDispatcher) or (c.split_batches and accelerator.num_processes > 1):
-        which = "dispatch_batches" if isinstance(loader, DataLoaderDispatcher) else "split_batches"
-        raise ValueError(f"{which} = True: must be False, because the method's sampler gives each process its examples")
-    if (shard := getattr(loader, "batch_sampler", None)) is not None and hasattr(shard, "num_processes"):
+    own = getattr(_sampler_in(loader), "selector", None)
+    if own is not selector and (own is not None or selector.fewest() is not None):
+        raise ValueError(f"loader: its sampler is not that of this {type(selector).__name__}; make it with "
+                         "DataLoader(with_ids(data), ..., sampler=selector.sampler())")
+    if own is not selector: return
+    split, dispatched = accelerator.dataloader_config.split_batches, isinstance(loader, DataLoaderDispatcher)
+    if dispatched or (split and accelerator.num_processes > 1):
+        raise ValueError(f"{'dispatch' if dispatched else 'split'}_batches = True: must be False, because the method's "
+                         "sampler gives each process its examples")
+    if hasattr(shard := loader.batch_sampler, "num_processes"):
         shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
 
 def _sampler_in(loader):
@@ -373,12 +378,7 @@ def attach(
         raise ValueError(f"distributed_type = {accelerator.distributed_type}: must be one process, DDP or FSDP2")
     refuse_pieces(selector, accelerator.gradient_accumulation_steps, "gradient_accumulation_steps")
     refuse_sharded(selector)
-    if loader is not None:
-        own = getattr(_sampler_in(loader), "selector", None)
-        if own is not selector and (own is not None or selector.fewest() is not None):
-            raise ValueError(f"loader: its sampler is not that of this {type(selector).__name__}; make it with "
-                             "DataLoader(with_ids(data), ..., sampler=selector.sampler())")
-        if own is selector: _undivided(accelerator, loader)
+    if loader is not None: _undivided(accelerator, loader, selector)
     guest = Accelerated(accelerator, selector, loader, records)
     follow(guest, optimizer)
     accelerator.register_for_checkpointing(guest)

@@ -32,8 +32,8 @@ def refuse_pieces(
 def refuse_sharded(selector: Selector) -> None:
     "`ValueError` when a host has split the parameters over the processes and the method needs them whole."
     if selector.whole_model and selector.task.sharded:
-        raise ValueError(f"{type(selector).__name__}: the model's parameters are split over the processes (FSDP), must be "
-                         f"whole in each, because {selector.whole_model}")
+        raise ValueError(f"{type(selector).__name__}: the model's parameters are split over the processes (FSDP), must "
+                         f"be whole in each, because {selector.whole_model}")
 
 # %% ../nbs/09_hosts.ipynb #7bbd85f3
 def inner_optimizer(
