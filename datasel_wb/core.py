@@ -72,7 +72,8 @@ def as_batch(
     else:
         if not isinstance(values, (tuple, list)) or len(values) not in (2, 3):
             has = f" of {len(values)}" if isinstance(values, (tuple, list)) else ""
-            raise ValueError(f"batch is a {type(values).__name__}{has}: must be (x, y, idx), or a dict with labels and idx")
+            raise ValueError(f"batch is a {type(values).__name__}{has}: must be (x, y, idx), or a dict with labels and "
+                             "idx")
         (x, y), idx = values[:2], values[2] if len(values) == 3 else None
         has = "is (x, y)"
     if idx is None and ids: raise _without_ids(has)
@@ -238,9 +239,11 @@ def _no_forward_mode(model: nn.Module, problem: Exception) -> None:
     if not any(s in str(problem) for s in ("forward AD", "forward mode", "jvp")): raise problem
     if type(model) in _warned: return
     _warned.add(type(model))
-    warnings.warn(f"{type(model).__name__} has no forward-mode derivative ({str(problem).splitlines()[0]}): alignment is "
-                  "measured by differences instead, to about 1%; how = 'reverse' is exact where it works")
+    warnings.warn(f"{type(model).__name__} has no forward-mode derivative ({str(problem).splitlines()[0]}): alignment "
+                  "is measured by differences instead, to about 1%; how = 'reverse' is exact where it works")
 
+
+# %% ../nbs/00_core.ipynb #a6436b7d
 def align(
     model: nn.Module,
     batch: Batch,              # B examples
@@ -424,7 +427,8 @@ def check_labels(
         i = int(np.argmin(np.isfinite(values).reshape(len(y), -1).all(1)))
         raise ValueError(f"{name} of example {i} of the batch is NaN or infinite: must be a number")
     if target == "multilabel" and not (0 <= values.min() and values.max() <= 1):
-        raise ValueError(f"{name} = {values.min() if values.min() < 0 else values.max()}: must lie in 0..1 for {target!r}")
+        bad = values.min() if values.min() < 0 else values.max()
+        raise ValueError(f"{name} = {bad}: must lie in 0..1 for target = {target!r}")
 
 
 # %% ../nbs/00_core.ipynb #b7432195

@@ -220,7 +220,8 @@ class Dynamics(nn.Module):
         for name in ("loss", "weight", "correct")[:2 if self.target == "regression" else 3]:
             rows[f"{name}_mean"] = row[f"{name}_sum"] / n
             rows[f"{name}_last"] = torch.where(n > 0, row[name], torch.nan)
-        rows |= _scores(row, self.target) | {k: v.cpu() if isinstance(v, Tensor) else v for k, v in columns.items() if v is not None}
+        rows |= _scores(row, self.target)
+        rows |= {k: v.cpu() if isinstance(v, Tensor) else v for k, v in columns.items() if v is not None}
         return pd.DataFrame({k: v.numpy() if isinstance(v, Tensor) else v for k, v in rows.items()})
 
 # %% ../nbs/04_dynamics.ipynb #120531a3

@@ -127,7 +127,7 @@ class Selector(nn.Module):
         changed = self.logits(logits, batch)
         losses = self.task.loss_fn(changed, batch.y)
         if losses.shape != batch.idx.shape:
-            raise ValueError(f"loss_fn gave {list(losses.shape)}: must be one loss for each of {len(batch.idx)} examples")
+            raise ValueError(f"loss_fn gave {list(losses.shape)}: must be [B], B = {len(batch.idx)}")
         own = losses.detach() if changed is logits else self.task.loss_fn(logits.detach(), batch.y)
         self.observe(logits.detach(), own, batch)
         w = self.weights(losses.detach(), batch)
@@ -146,8 +146,8 @@ class Selector(nn.Module):
     ) -> None:
         "Learn from the step that the optimizer just made. Final. `ValueError` without a `loss` since the last."
         if not self._queue:
-            raise ValueError("after_step: no loss since the last step; each step is loss, backward, the optimizer's step, "
-                             "after_step")
+            raise ValueError("after_step: no loss since the last step; a step is loss, backward, the optimizer's step, "
+                             "then after_step")
         self._visited += sum(self.task.collectives.count(p.batch.idx) for p in self._queue)
         if not (skipped or self._scale_fell(scaler)):
             self.update(self._queue[-1].batch)
@@ -224,16 +224,16 @@ def _in_pieces(sel: Selector) -> bool:
 
 # %% ../nbs/05_protocol.ipynb #05a0c009
 def _check_call(sel: Selector, logits: Tensor, batch: Batch) -> None:
-    "`ValueError` when a call of `loss` cannot be right; tables go where the logits are; a warning for an epoch not asked."
+    "`ValueError` when a call of `loss` cannot be right; tables go where the logits are."
     task, name = sel.task, type(sel).__name__
     if task is None: raise ValueError(f"{name} is not bound: call bind(Task(model, n=...)) before the first loss")
     rows = len(batch.idx)
-    if not rows: raise ValueError(f"batch.idx is empty in process {task.collectives.rank}: must have an example at least")
+    if not rows: raise ValueError(f"batch.idx is empty in process {task.collectives.rank}: must have an example")
     if len(logits) != rows or len(batch.y) != rows:
         raise ValueError(f"logits have {len(logits)} rows, batch.y {len(batch.y)}, batch.idx {rows}: must be as many")
     if sel._queue and not _in_pieces(sel):
-        raise ValueError(f"{name}: loss was called again before after_step; it weighs the examples of a step against each "
-                         "other, so all of them must be in one call (no gradient accumulation)")
+        raise ValueError(f"{name}: loss was called again before after_step; it weighs the examples of a step against "
+                         "each other, so all of them must be in one call (no gradient accumulation)")
     if not sel._asked and type(sel).indices is not Selector.indices:
         sel._asked = True
         warnings.warn(f"{name} chooses which examples to visit, but nobody asked: call epoch(e) at the start of each "
@@ -257,7 +257,8 @@ class IdSampler(data.Sampler):
         seed: int = 0,         # of the order
     ):
         if selector.task is None or selector.task.n is None:
-            raise ValueError(f"{type(selector).__name__} knows no training set: bind(Task(model, n=...)) before sampler()")
+            raise ValueError(f"{type(selector).__name__} knows no training set: bind(Task(model, n=...)) comes before "
+                             "sampler()")
         self.selector, self.shuffle, self.seed = selector, shuffle, seed
         self.order, self.number, self.begun, self.begin_at = None, 0, False, 0
 

@@ -21,7 +21,7 @@ from .models import Net, features_and_logits, last_layer, make_model
 from .registry import declare
 from .selectors import Selector, Task
 
-# %% ../nbs/07_scorer.ipynb #c16fcc68
+# %% ../nbs/07_scorer.ipynb #c16fcc67
 class Features(nn.Module):
     "A copy of a model that gives the input of its last linear layer, [B, F]."
     def __init__(self, model: nn.Module, x=None, forward=call, layer: str | None = None):
@@ -45,6 +45,7 @@ class Features(nn.Module):
         if mask is None: return h.flatten(1, -2).mean(1)
         return (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
 
+# %% ../nbs/07_scorer.ipynb #c16fcc68
 class Scorer(nn.Module):
     "A body and a bounded head without bias: one score per example."
     SEES, TRAINS = ("x", "xy"), ("all", "head")
@@ -201,7 +202,10 @@ class DDS(Selector):
         self.scores = self.before = None                   # live between `weights` and `update` of one step
 
     def setup(self, task: Task) -> None:
-        "The scorer's optimizer."
+        "The scorer's optimizer. `ValueError` when the groups of a scorer are those of another training set."
+        groups = getattr(self.scorer, "group", None)
+        if groups is not None and len(groups) != (task.n or len(groups)):
+            raise ValueError(f"group has {len(groups)} entries: must have {task.n}, one for each id of the full set")
         if not self.lr: return
         self.opt = torch.optim.SGD(self.scorer.to(task.device).parameters(), self.lr, self.momentum)
         start_momentum(self.opt)

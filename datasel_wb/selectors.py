@@ -257,22 +257,21 @@ class DynaMS(Selector):
         self.register_buffer("margins", torch.full((task.n,), torch.nan))
         self.proxy = None if self.proxy_width is None else Slim(task.model, self.proxy_width)
         self.kept = None
-        self.layer = self.find_layer(task)
-        if (width := self.layer().out_features) != (task.n_classes or width):
+        width = last_layer(task.model, None, task.last_layer).out_features
+        if width != (task.n_classes or width): width = self.find_layer(task).out_features
+        if width != (task.n_classes or width):
             raise ValueError(
                 f"the model's last linear layer has {width} outputs: must have {task.n_classes}, one per class")
 
     def find_layer(self, task):
-        "The last layer, as a function that gives it, so that it is no part of this module."
-        first = None
-        if task.device.type != "xla" and not task.last_layer:
-            first = task.prepare(task.train.take(task.ids[:2].to(task.train.y.device)).to(task.device).x)
-        with evaluating(task.model): found = last_layer(task.model, first, task.last_layer, task.forward)
-        return lambda: found
+        "The layer before the logits, found by what it computes; on XLA the last made, for that would be a graph more."
+        if task.device.type == "xla" or task.last_layer: return last_layer(task.model, None, task.last_layer)
+        two = task.train.take(task.train.ids[:2].to(task.train.y.device)).to(task.device)
+        with evaluating(task.model): return last_layer(task.model, task.prepare(two.x), None, task.forward)
 
     def score(self, model: nn.Module) -> Tensor:
         "Margins [n] of the training set by the model or by its proxy."
-        head = self.layer()
+        head = self.find_layer(self.task)
         def margins(b):
             inside = None if isinstance(model, Slim) else head
             with self.task.autocast(): h, _ = features_and_logits(model, b.x, inside, self.task.forward)

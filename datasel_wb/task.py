@@ -41,13 +41,14 @@ def _dev(dev):
     if dev is None or isinstance(dev, (Split, Drawn)): return dev
     if hasattr(dev, "__getitem__") or isinstance(dev, (DataLoader, IterableDataset)): return Drawn(dev)
     if callable(dev): return dev
-    raise ValueError(f"dev is a {type(dev).__name__}: must be a split, a Dataset, a DataLoader, or a function () -> batch")
+    raise ValueError(f"dev is a {type(dev).__name__}: must be a split, a Dataset, a DataLoader, or a function "
+                     "that gives a batch")
 
 # %% ../nbs/05_task.ipynb #5bafad8d
 def _is_images(split) -> bool:
     "Whether the examples of a split are images, which are normalised; what is on disk is."
-    x = getattr(split, "x", None)
-    return isinstance(split, Split) and (x is None or (isinstance(x, Tensor) and (x.ndim == 4 or x.dtype == torch.uint8)))
+    if not isinstance(split, Split) or not hasattr(split, "x"): return isinstance(split, Split)
+    return isinstance(split.x, Tensor) and (split.x.ndim == 4 or split.x.dtype == torch.uint8)
 
 def as_given(x):
     "Inputs as they are."
@@ -146,15 +147,15 @@ class Task:
         try:
             with evaluating(self.model), torch.no_grad(), self.autocast(): self.losses(batch.x, batch.y)
         except Exception as problem:
-            raise ValueError(f"dev: the model cannot take its batches ({type(problem).__name__}: {problem}); must be like "
-                             "those of the training set, labels too") from problem
+            raise ValueError(f"dev: the model cannot take its batches ({type(problem).__name__}: {problem}); must be "
+                             "like those of the training set, labels too") from problem
 
     def dev_grad(self, norm: str = "running") -> dict:
         "∇ of the mean loss of a dev batch at the current weights, name -> tensor; `norm` as in `evaluating`."
         return self.grad(self.dev_batch(), norm)
 
     def grad(self, batch: Batch, norm: str = "running") -> dict:
-        "∇ of the mean loss of a prepared batch at the current weights, evaluation mode but for `norm`; name -> tensor."
+        "∇ of the mean loss of a prepared batch at the current weights, by name; evaluation mode but for `norm`."
         named = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
         self.passes += self.collectives.count(batch.idx)
         with evaluating(self.model, norm), torch.enable_grad(), self.autocast():

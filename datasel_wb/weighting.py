@@ -84,6 +84,12 @@ class DataParameters(Selector):
         sigma = sum(leaf.exp() for leaf in leaves.values())
         return logits / sigma.view(-1, *[1] * (logits.ndim - 1))
 
+    def penalty(self, batch):
+        "The decay's value; its gradient is added in `update`, where no scale of the loss is in the way."
+        decay = [0.5 * s.weight_decay * self._now["leaves"][k].detach().square().sum()
+                 for k, s in self.settings.items() if s.weight_decay]
+        return sum(decay) if decay else None
+
     @torch.no_grad()
     def update(self, batch):
         factor, pieces = self.factor(), [p.now for p in self._queue]

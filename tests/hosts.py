@@ -17,7 +17,7 @@ METHODS = {   # label -> () -> Selector
     "uniform": Uniform,
     "prune": lambda: Prune(torch.arange(N).flip(0), remove_n=40),
     "rs2": lambda: RS2(0.7),
-    "infobatch": lambda: InfoBatch(0.5, delta=1.0),
+    "infobatch": lambda: InfoBatch(0.5, delta=0.7),   # epochs of 192, about 140, and 192 examples
     "data parameters": lambda: DataParameters(Sigma(lr=0.5), Sigma(lr=8.0, weight_decay=1e-3)),
     "spcl": SPCL,
     "batchweight": BatchWeight,
@@ -51,9 +51,17 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+        self.noise = 0.0   # of the inputs, from PyTorch's own generator
     def forward(self, x, labels=None):
-        logits = self.net(x)
+        logits = self.net(nn.functional.dropout(x, self.noise, self.training))
         return {"loss": nn.functional.cross_entropy(logits, labels) if labels is not None else None, "logits": logits}
+
+
+def noisy():
+    "A network that draws random numbers in training."
+    model = Net()
+    model.noise = 0.2
+    return model
 
 
 def sgd(model): return torch.optim.SGD(model.parameters(), 0.2, momentum=0.9)

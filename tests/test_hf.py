@@ -114,10 +114,12 @@ def test_a_subset_is_named_by_the_places_in_the_full_set(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["uniform", "rs2", "infobatch", "data parameters"])
-@pytest.mark.parametrize("pieces, at", [(1, 5), (4, 3)], ids=["whole", "in pieces"])
-def test_a_killed_training_goes_on_with_the_same_bits(name, pieces, at, tmp_path):
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_a_killed_training_goes_on_with_the_same_bits(name, pieces, tmp_path):
+    "In the third epoch, where all before it had other lengths; the network draws random numbers."
+    at = 13
     def make(folder, **more):
-        t = trainer_of(folder, hosts.METHODS[name], records=True, per_device_train_batch_size=32 // pieces,
+        t = trainer_of(folder, hosts.METHODS[name], hosts.noisy(), records=True, per_device_train_batch_size=32 // pieces,
                        gradient_accumulation_steps=pieces, save_strategy="steps", save_steps=at, **more)
         return t, visits(t)
     whole, seen = make(tmp_path / "whole")
@@ -135,7 +137,9 @@ def test_a_killed_training_goes_on_with_the_same_bits(name, pieces, at, tmp_path
 
 
 def test_a_checkpoint_at_the_end_of_an_epoch_is_followed_by_the_next(tmp_path):
-    def make(folder, **more): return trainer_of(folder, InfoBatch, save_strategy="epoch", **more)
+    def make(folder):
+        return trainer_of(folder, hosts.METHODS["infobatch"], hosts.noisy(), save_strategy="epoch",
+                          per_device_train_batch_size=32)
     whole = make(tmp_path / "whole")
     seen = visits(whole)
     whole.train()

@@ -270,7 +270,8 @@ def test_data_driven_mentor_learns_from_dev_examples():
     (lambda: BatchWeightSettings("layer"), "batchweight_norm = 'layer'"),
     (lambda: MentorNet("sage"), "kind = 'sage'"), (lambda: MentorNet(flipped=0.0), "flipped = 0.0"),
     (lambda: MentorNet(lr=0.0), "lr = 0.0"),
-    (lambda: DataParameters(inst=Sigma()).bind(Task(small_cnn(width=8))), "needs n, n_classes"),
+    (lambda: DataParameters(Sigma(), Sigma()).bind(Task(small_cnn(width=8))), "needs n, n_classes"),
+    (lambda: DataParameters(inst=Sigma()).bind(Task(small_cnn(width=8))), "needs n, which"),
     (lambda: DataParametersRecipe(inst_init=-1.0), "inst_init = -1.0"),
 ])
 def test_bad_input(make, text):
