@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from .core import LABELS, id_table
+from .core import LABELS, check_ids, id_table
 
 # %% ../nbs/01_loading.ipynb #e05f9bbd
 TARGETS = "class", "multilabel", "regression", "tokens"
@@ -267,6 +267,20 @@ class WithIds(_Named, Dataset):
     def positions(self, ids: Tensor) -> Tensor:
         "Where the rows with some ids [B] stand in this dataset."
         return ids if self.table is None else self.table[ids]
+    def by_id(self) -> Dataset:
+        "The same rows asked for by their ids, as the sampler of a method does; itself where ids are 0..N-1."
+        return self if self.table is None else _ById(self)
+
+# %% ../nbs/01_loading.ipynb #650432b3
+class _ById(Dataset):
+    "A dataset of full-set length whose i-th row is that with id i."
+    def __init__(self, rows: WithIds): self.rows, self.ids, self.full = rows, rows.ids, rows.full
+    def __len__(self): return self.full
+    def __getitem__(self, i): return self.__getitems__([i])[0]
+    def __getitems__(self, ids: list) -> list:
+        ids = torch.tensor([int(i) for i in ids], dtype=torch.int64)
+        check_ids(ids, self.full, "ids", "the ids of the dataset", self.rows.table)
+        return self.rows.__getitems__(self.rows.table[ids].tolist())
 
 # %% ../nbs/01_loading.ipynb #eaf8599f
 def _refuse_dataset(dataset) -> None:
@@ -278,6 +292,7 @@ def _refuse_dataset(dataset) -> None:
     if isinstance(dataset, (Tensor, np.ndarray, str)) or not hasattr(dataset, "__getitem__") \
             or isinstance(dataset, IterableDataset):
         how = ("torch.utils.data.TensorDataset(x, y)" if isinstance(dataset, (Tensor, np.ndarray)) else
+               "its dataset" if hasattr(dataset, "dataset") else
                "a list of its rows, or a Dataset that reads row i when asked for it")
         raise ValueError(f"dataset is a {kind}, whose rows have no numbers that could be their ids: must be map-style; "
                          f"use {how}")

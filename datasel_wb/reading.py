@@ -245,7 +245,7 @@ def _read_rows(data, label, columns, target, classes, memory, workers, collate) 
     large = len(rows) * sum(t.nbytes for t in leaves(x)) > memory
     if not large: x, ys = _gathered(rows, workers, collate)
     if given is None and large:
-        given = _known_labels(data)
+        given = data[name or _label_name(data.features)][:] if hugging else _known_labels(data)
         if given is None: ys = [y for _, y in read_batches(rows, _plan(len(rows)), workers, _only_labels)]
     y = _joined(ys) if given is None else given
     classes = _text_classes(y, classes)

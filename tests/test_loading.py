@@ -15,6 +15,7 @@ from datasel_wb.examples import Examples, Loader, Normalise, Splits, Streamed, e
 from datasel_wb.loading import WithIds, labels_of, with_ids
 from datasel_wb.loop import Recipe, evaluate
 from datasel_wb.reading import read_data
+from datasel_wb.selectors import Prune, Task
 from datasel_wb.trainer import fit
 
 N = 40
@@ -145,6 +146,20 @@ def test_rows_in_bulk_stay_in_bulk():
     assert b["idx"].tolist() == list(range(8)) and torch.equal(b["labels"], Y[:8])
     kept = with_ids(rows, columns=["mask"])[torch.tensor(3)]      # an index may be a tensor
     assert sorted(kept) == ["idx", "labels", "mask"] and kept["idx"] == 3
+
+
+def test_a_sampler_of_ids_finds_the_rows_of_a_subset():
+    part = with_ids(Subset(PLAIN, range(39, 9, -2)))
+    order = part.ids[X[part.ids, 0].argsort()]
+    sel = Prune(order, remove_n=5).bind(Task(nn.Linear(6, 3), n=part.full, ids=part.ids))
+    seen = [as_batch(b) for b in DataLoader(part.by_id(), 4, sampler=sel.sampler())]
+    assert all(torch.equal(b.x, X[b.idx]) and torch.equal(b.y, Y[b.idx]) for b in seen)
+    ids = torch.cat([b.idx for b in seen])
+    assert set(ids.tolist()) == set(order[5:].tolist())
+    refuses(lambda: part.by_id()[10], "ids = 10", "among the ids of the dataset")
+    refuses(lambda: part.by_id()[40], "ids = 40", "0..39")
+    whole = with_ids(PLAIN)
+    assert whole.by_id() is whole
 
 
 def test_labels_of_rows_are_converted():
