@@ -72,7 +72,7 @@ clean:  ## remove the environment
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,workbench,text]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,workbench,text,hf,lightning]'
 	mkdir -p .venv/share/jupyter/voila/templates .venv/etc/jupyter
 	cp -r nbs/voila/template .venv/share/jupyter/voila/templates/datasel
 	cp nbs/voila/voila.json .venv/etc/jupyter/

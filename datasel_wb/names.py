@@ -14,6 +14,7 @@ from contextlib import contextmanager
 # %% ../nbs/00_names.ipynb #d43a5384
 EXTRAS = {"images": "image files and torchvision's networks", "text": "translation",
           "workbench": "training, run folders, charts, the explorer",
+          "hf": "Hugging Face's Trainer, TRL and Accelerate", "lightning": "Lightning's Trainer",
           "docs": "the site", "dev": "tests", "tpu": "torch_xla"}
 
 @contextmanager
@@ -46,6 +47,8 @@ PUBLIC = {
     "batch_selection": "RHOLoss",
     "loop": "Recipe Training",
     "trainer": "fit saved_model",
+    "hf": "SelectionTrainer with_selection attach",
+    "lightning": "Selection",
     "mixtures": "TCS LanguageDDS LanguageSampler",
     "runs": "table", "shown": "as_shown", "recorder": "Recorder",
     "review": "Decisions",

@@ -136,7 +136,7 @@ def test_what_is_tested_is_pinned():
 
 
 def test_unknown_extra_is_one_sentence():
-    with pytest.raises(ValueError, match=r"^extra = 'imagse': must be one of images, text, workbench, docs, dev, tpu$"):
+    with pytest.raises(ValueError, match=r"^extra = 'imagse': must be one of images, text, workbench, hf, lightning, docs, dev, tpu$"):
         with names.extra("imagse"): pass
 
 
@@ -272,6 +272,8 @@ def test_plain_installation_trains_with_three_methods(plain):
     ("PIL", "images", "from datasel_wb.images import read_image; read_image('a.png')"),
     ("sklearn", "workbench", "from datasel_wb import DataRecipe, load_data; load_data(DataRecipe())"),
     ("pandas", "workbench", "from datasel_wb.corruption import read_decisions; read_decisions('a.csv')"),
+    ("accelerate", "hf", "from datasel_wb import SelectionTrainer"),
+    ("lightning", "lightning", "from datasel_wb import Selection"),
     ("num2words", "text", "from datasel_wb.corpus import number_words; number_words(3, 'en')"),
 ])
 def test_a_missing_extra_is_one_sentence_with_the_command(plain, package, extra, code):
