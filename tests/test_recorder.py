@@ -315,7 +315,7 @@ INTENT = [INTENTS[c] for c in LABELS]
     ([{"image": p, "label": 0} for p in RGB], "picture", BYTES[3]), (BYTES[..., 0], "picture", BYTES[3, :, :, :1]),
     (pd.DataFrame({"image": RGB, "kind": INTENT}), "picture", BYTES[3]),
     (pd.DataFrame({"image": [{"bytes": png(p), "path": None} for p in RGB]}), "picture", BYTES[3]),
-], ids=str)
+])
 def test_data_as_they_come_are_shown(data, kind, third):
     shown = as_shown(data, range(12))
     assert shown.kind == kind and len(shown) == 12
