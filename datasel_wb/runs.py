@@ -273,7 +273,8 @@ def record(
             "pretrain_seconds": float(before), "examples": examples} | more
 
 # %% ../nbs/11_runs.ipynb #7e92fc5a
-RESULTS = {"accuracy": "accuracy, %", "bleu": "BLEU", "loss": "loss"}   # what a table compares, of what kind of training
+# what a table compares, of what kind of training
+RESULTS = {"accuracy": "accuracy, %", "bleu": "BLEU", "loss": "loss"}
 
 def results(
     records: list | pd.DataFrame,  # what `record` gave, for every method and seed
