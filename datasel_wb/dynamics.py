@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import (
-    IGNORED, LOSSES, Collectives, check_ids, counted_mean, id_table, output_error, process_collectives)
+    IGNORED, TARGETS, Collectives, check_ids, check_target, counted_mean, id_table, output_error, process_collectives)
 from .scores import SCORES, residual
 from .names import extra, moved
 
@@ -101,7 +101,7 @@ def _of_numbers(predicted: Tensor, y: Tensor) -> tuple:
     unknown = torch.full_like(size, torch.nan)
     return unknown, error[:, 0] if error.shape[1] == 1 else size, unknown, size
 
-LOOKS = dict(zip(LOSSES, (_of_class, _of_labels, _of_numbers, _of_tokens)))
+LOOKS = dict(zip(TARGETS, (_of_class, _of_labels, _of_numbers, _of_tokens)))
 
 # %% ../nbs/04_dynamics.ipynb #9e17846b
 def _next_rows(old: Tensor, losses: Tensor, weights: Tensor, looks: tuple) -> Tensor:
@@ -150,7 +150,7 @@ class Dynamics(nn.Module):
         target: str = "class",        # what labels are: class, multilabel, regression, tokens
     ):
         super().__init__()
-        if target not in LOSSES: raise ValueError(f"target = {target!r}: must be one of {', '.join(LOSSES)}")
+        check_target(target)
         n = next((len(v) for v in (y, ids, noisy) if v is not None), n)
         if not n: raise ValueError(f"n = {n}: must be the number of examples, or y their labels")
         self.collectives, self.target = collectives or process_collectives(), target

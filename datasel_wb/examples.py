@@ -87,7 +87,7 @@ class Split(_Rows):
     rows = ("y", "clean_y", "noisy")
     nbytes = None   # memory that the images take; None: they stay on disk
     listing = None  # of an image tree: its folder, and all files in it, by id
-    learns = "class"   # what the labels are, one of `TARGETS` of *loading*
+    learns = "class"   # what the labels are, one of `TARGETS` of *core*
     def __init__(self,
         y: Tensor,                      # [N] labels to train on, int64; of other targets see *loading*
         classes=None,                   # names, one per class; without classes None, or a name for each column of y

@@ -10,12 +10,12 @@ __all__ = ['refuse_pieces', 'refuse_sharded', 'inner_optimizer', 'Guest', 'follo
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from .core import Batch, as_batch, id_table
 from .dynamics import Dynamics
-from .protocol import Selector, _in_pieces
+from .protocol import Selector, in_pieces
 from .task import Task
 
 # %% ../nbs/09_hosts.ipynb #4da9b605
@@ -25,7 +25,7 @@ def refuse_pieces(
     setting: str,      # what the host calls their number
 ) -> None:
     "`ValueError` when a method must see a step's examples at once, and the host would cut them into pieces."
-    if pieces == 1 or _in_pieces(selector): return
+    if pieces == 1 or in_pieces(selector): return
     raise ValueError(f"{setting} = {pieces}: must be 1 with {type(selector).__name__}, which weighs the examples of a "
                      "step against each other, so all of them must be in one batch")
 

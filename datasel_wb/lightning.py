@@ -8,7 +8,6 @@ __all__ = ['Selection']
 # %% ../nbs/09_lightning.ipynb #3f9b6093
 import math
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 

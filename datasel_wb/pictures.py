@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .chart_base import BLUE, GREY, VERMILLION, chart_png, encode_png, need_columns, pick_rows, theme
+from .examples import Split
 from .scores import by_full_set
+from .shown import as_shown
 from .names import extra
 
 with extra("workbench"):
@@ -108,22 +111,35 @@ def image_grid(
     about = f"{len(pixels)} images" + (f": {first}" if first else "")
     return Picture(_sheet(pixels, lines, min(columns, len(pixels)), 2 * scale), about)   # twice the shown size
 
+# %% ../nbs/12_pictures.ipynb #565970c3
+def _of_ids(train, ids: np.ndarray):
+    "Pictures of examples by their ids, of one size: that of the first."
+    if isinstance(train, Split): return train.take(torch.tensor(ids)).x
+    found = as_shown(train, ids, len(train) if hasattr(train, "__len__") else None, "train")
+    if found.kind != "picture": raise ValueError(f"train: {found.kind}s; must be pictures")
+    taken = [x for x in found.take(range(len(ids))) if x is not None]
+    if len(taken) < len(ids): raise ValueError(f"train: {len(ids) - len(taken)} of {len(ids)} pictures cannot be read")
+    size = tuple(taken[0].shape[1:])
+    fitted = [x if tuple(x.shape[1:]) == size else F.interpolate(x[None], size=size)[0] for x in taken]
+    return torch.stack([x.expand(3, -1, -1) for x in fitted])
+
 # %% ../nbs/12_pictures.ipynb #5a7a03ec
 def ranked_images(
-    train,                   # the training split, whose ids the table has
+    train,                   # the training split, whose ids the table has; or pictures by id, as `as_shown` takes them
     examples: pd.DataFrame,  # examples.parquet, or a table with id, class and a score
     score: str,              # its column
     lowest: bool = False,    # the low end; the high one when False
     n: int = 16,
     **rows,                  # column = value: which rows, e.g. method="dds", seed=0
 ) -> Picture:
-    "The examples at one end of a score, each with its label, whether that is known to be wrong, and the score."
+    "The examples at one end of a score, each with its label or id, whether that is known to be wrong, and the score."
     table = by_full_set(pick_rows(examples, "examples", **rows))
-    need_columns(table, "examples", "id", "class", score)
+    need_columns(table, "examples", "id", score)
     table = table.nsmallest(n, score) if lowest else table.nlargest(n, score)
     wrong = table["noisy"].eq(True) if "noisy" in table else [False] * len(table)
-    captions = [f"{c}{', wrong' if w else ''}\n{s:.3g}" for c, w, s in zip(table["class"], wrong, table[score])]
-    return image_grid(train.take(torch.tensor(table["id"].to_numpy())).x, captions)
+    captions = [f"{c}{', wrong' if w else ''}\n{s:.3g}"
+                for c, w, s in zip(table.get("class", table["id"]), wrong, table[score])]
+    return image_grid(_of_ids(train, table["id"].to_numpy()), captions)
 
 # %% ../nbs/12_pictures.ipynb #565970c4
 def _data_url(tile: np.ndarray) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from .core import LABELS, seeded, tree_map
+from .core import LABELS, check_target, seeded, tree_map
 from .loading import (
-    WithIds, check_columns, check_target, frame_inputs, frame_labels, is_frame, labels_of, numbers_of, with_ids)
+    WithIds, check_columns, frame_inputs, frame_labels, is_frame, labels_of, numbers_of, with_ids)
 
 # %% ../nbs/01_reading.ipynb #3d776db6
 def named_leaves(

@@ -64,7 +64,7 @@ class MetricLog:
     ):
         with extra("workbench"):
             import pandas as pd
-            from torch.utils.tensorboard import SummaryWriter
+            if folder and write: from torch.utils.tensorboard import SummaryWriter
         self.path, self.write = Path(folder) / "metrics.parquet" if folder else None, write
         old = pd.DataFrame() if saved is None else pd.read_parquet(io.BytesIO(saved.numpy().tobytes()))
         self.rows = list(old.itertuples(index=False, name=None))

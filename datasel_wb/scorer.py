@@ -26,6 +26,9 @@ class Features(nn.Module):
     "A copy of a model that gives the input of its last linear layer, [B, F]."
     def __init__(self, model: nn.Module, x=None, forward=call, layer: str | None = None):
         super().__init__()
+        if any(hasattr(p, "placements") for p in model.parameters()):
+            raise ValueError(f"{type(model).__name__}: its parameters are split over the processes (FSDP), must be "
+                             "whole to be copied; make the scorer before")
         self.model, self.how = copy.deepcopy(bare(model)), forward
         with evaluating(self.model): head = last_layer(self.model, x, layer, forward)
         self.layer = next(k for k, m in self.model.named_modules() if m is head)

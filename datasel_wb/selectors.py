@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Batch, check, check_settings, evaluating, seeded, setting
+from .core import check, check_settings, evaluating, seeded, setting
 from .models import Slim, features_and_logits, last_layer
 from .names import extra, moved
 from .protocol import Seen, Selector

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from .core import (
-    LOSSES, Batch, Collectives, align, as_batch, bare, call, evaluating, id_table, process_collectives, seeded)
+from datasel_wb.core import (
+    LOSSES, Batch, align, as_batch, bare, call, check_target, evaluating, id_table, process_collectives,
+    seeded)
 from .examples import Normalise, Split, eval_batches, fetch
 
 # %% ../nbs/05_task.ipynb #5bafad8c
@@ -76,7 +77,7 @@ class Task:
         target: str = "class",   # what labels are: class, multilabel, regression, tokens
         last_layer: str | None = None,   # name of the layer before the logits; None: found by what is computed
     ):
-        if target not in LOSSES: raise ValueError(f"target = {target!r}: must be one of {', '.join(LOSSES)}")
+        check_target(target)
         self.model, self.train, self.steps, self.epochs = bare(model), train, steps, epochs
         self.target, self.forward, self.last_layer = target, forward or call, last_layer
         self.own_loss, self.loss_fn = loss_fn is not None, loss_fn or LOSSES[target]

@@ -270,18 +270,18 @@ class MentorNet(Selector):
             kind, percentile, burn_in, flipped, lr, every)
 
     def setup(self, task):
-        self.register_buffer("level", torch.full((), torch.nan))   # the moving percentile, nats
+        self.register_buffer("level", torch.full((), torch.nan, dtype=task.dtype))   # the moving percentile, nats
         self.calls = 0
         if self.kind == "predefined": return
         with torch.random.fork_rng():
             torch.manual_seed(task.seed)
-            self.mentor = Mentor(task.n_classes).to(task.device)
+            self.mentor = Mentor(task.n_classes).to(task.device, task.dtype)
         self.optimizer = torch.optim.SGD(self.mentor.parameters(), self.lr, momentum=0.9)
         start_momentum(self.optimizer)
         self.flips = seeded(task.seed, "mentor")
 
     def observe(self, logits, losses, batch):
-        now = self.task.gather(losses).float().quantile(self.percentile)
+        now = self.task.gather(losses).to(self.level.dtype).quantile(self.percentile)
         self.level.copy_(torch.where(self.level.isnan(), now, 0.95 * self.level + 0.05 * now))
 
     def weights(self, losses, batch):
@@ -291,7 +291,8 @@ class MentorNet(Selector):
 
     def judge(self, losses: Tensor, y: Tensor) -> Tensor:
         "Logits of the weights, [B]."
-        return self.mentor(losses, losses - self.level, y, self.progress())
+        losses = losses.to(self.level.dtype)
+        return self.mentor(losses, losses - self.level, y, self.progress().to(losses.dtype))
 
     def update(self, batch):
         self.calls += 1
@@ -305,7 +306,7 @@ class MentorNet(Selector):
         with evaluating(self.task.model), torch.no_grad(), self.task.autocast():
             losses = self.task.losses(dev.x, y)
         with torch.enable_grad():
-            c.mean(F.binary_cross_entropy_with_logits(self.judge(losses, y), (~wrong).float(),
+            c.mean(F.binary_cross_entropy_with_logits(self.judge(losses, y), (~wrong).to(self.level.dtype),
                                                       reduction="none")).backward()
         c.sum_gradients(self.mentor.parameters())
         self.optimizer.step()

@@ -5,7 +5,8 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
-from small_runs import translation_run
+import torch
+from small_runs import INTENTS, LABELS, SENTENCES, recorded_run, translation_run
 from waits import patience
 
 from datasel_wb import chart_base
@@ -174,6 +175,106 @@ def test_sentences_have_no_class_to_change(root, tmp_path):
     panel.select([0])
     with pytest.raises(ValueError, match="have no class"): panel.mark("relabel", "az")
     panel.close()
+
+
+# A loop of somebody else
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    root = tmp_path_factory.mktemp("foreign")
+    recorded_run(root, data=pd.DataFrame({"query": SENTENCES, "source": ["app", "mail"] * 6}))
+    for target in ("multilabel", "regression", "tokens"): recorded_run(root, target)
+    return root
+
+
+def faces(panel) -> dict:
+    "What the cards show, by row."
+    return {c["row"]: c["text"] or c["pairs"] or "picture" for c in panel.chosen.cards.cards}
+
+
+def test_a_foreign_run_opens_on_its_sentences(foreign):
+    panel = Explorer(foreign / "recorded-class")
+    assert panel.message.value == "" and panel.classes.options == tuple(sorted(INTENTS))
+    assert (panel.x.score.value, panel.y.score.value) == ("confidence_spread", "confidence")
+    panel.select([1, 7])
+    assert faces(panel)[1] == SENTENCES[1]
+    cut = faces(panel)[7]
+    assert 280 < len(cut) <= 320 < len(SENTENCES[7]) and cut.endswith(" …") and SENTENCES[7].startswith(cut[:-1])
+    panel.chosen.cards.opened = 7
+    assert SENTENCES[7] in panel.chosen.opened.picture.value and "<td>mail</td>" in panel.chosen.opened.picture.value
+    assert len(panel.chosen.opened.losses.children[0].rows) == 6             # its history
+    panel.mark("relabel", "charge", "asked about both")
+    decided = read_decisions(foreign / "recorded-class" / "decisions.csv").set_index("id")
+    assert decided.index.tolist() == [1, 7] and decided.was[1] == "arrival" and decided.label[1] == "charge"
+    out = pd.read_csv(panel.export("two.csv"))
+    assert out.id.tolist() == [1, 7] and np.allclose(out.confidence, panel.selection.confidence)
+    assert panel.asking.layout.display == "none" and panel.again.bar.layout.display == "none"
+    assert "trained in a loop of your own" in panel.again.note.value
+    with pytest.raises(ValueError, match="loop of your own"): panel.again.start()
+    with pytest.raises(ValueError, match="must be a training of images"): panel.ask()
+    assert "recorded-regression" not in panel.beside.options                 # other labels
+    panel.run.value = "recorded-regression"                                  # and back, in one panel
+    assert "was not kept with the run" in panel.message.value
+    panel.close()
+
+
+@pytest.mark.parametrize("target, axes, groups", [
+    ("multilabel", ("confidence_spread", "confidence"), 0), ("regression", ("y", "residual"), 0),
+    ("tokens", ("confidence_spread", "confidence"), 0)])
+def test_what_has_no_classes_still_has_map_histogram_and_cards(foreign, target, axes, groups):
+    panel = Explorer(f"recorded-{target}", SENTENCES, root=foreign)
+    assert panel.message.value == "" and (panel.x.score.value, panel.y.score.value) == axes
+    assert len(panel.classes.options) == groups and np.isfinite(panel._value(panel.x)).all()
+    panel.select([2])
+    assert faces(panel) == {2: SENTENCES[2]}
+    panel.mark("remove")
+    with pytest.raises(ValueError, match="have no class"): panel.mark("relabel", "x")
+    panel.close()
+
+
+def test_other_data_on_a_foreign_run(foreign, tmp_path):
+    grey = torch.rand(12, 1, 8, 8)
+    table = pd.DataFrame({f"f{k}": np.arange(12) / (k + 1) for k in range(11)})
+    for data, face in ((grey, "picture"), (lambda id: f"number {id}", "number 5"), (table[["f0", "f1"]],
+                       [["f0", "5"], ["f1", "2.5"]]), (table, [*([f"f{k}", f"{5 / (k + 1):.4g}"] for k in range(8)),
+                                                              ["…", "3 more"]])):
+        panel = Explorer("recorded-regression", data, root=foreign)
+        panel.select([5])
+        assert faces(panel)[5] == face and "was not kept" not in panel.message.value
+        assert bool(panel.chosen.cards.sheet) == (face == "picture") and not panel.chosen.cards.cards[0]["missing"]
+        panel.chosen.cards.opened = 5
+        if data is table: assert "f10" in panel.chosen.opened.picture.value
+        panel.close()
+    for data, text in ((42, "data = int: must be texts"), (SENTENCES[:3], "3 for a full set of 12 examples")):
+        panel = Explorer("recorded-regression", data, root=foreign)
+        assert text in panel.message.value and panel.records is None and panel.scatter is None   # no hatched cards
+        panel.close()
+
+
+def test_a_table_shows_its_own_texts_or_rows(tmp_path):
+    scores = pd.DataFrame({"loss": np.arange(12.0), "utterance": SENTENCES})
+    rows = scores[["loss"]].assign(job="cook")
+    for table, face in ((scores, SENTENCES[4]), (rows, [["loss", "4"], ["job", "cook"], ["id", "4"]])):
+        panel = Explorer(table, root=tmp_path)
+        panel.select([4])
+        assert faces(panel)[4] == face
+        panel.close()
+    with pytest.raises(ValueError, match="data = int"): Explorer(scores, 42, root=tmp_path)
+    with pytest.raises(ValueError, match="3 for 12 examples"): Explorer(scores, SENTENCES[:3], root=tmp_path)
+
+
+def test_a_folder_is_found_by_any_path(foreign, monkeypatch):
+    run = foreign / "recorded-tokens"
+    monkeypatch.chdir(foreign.parent)
+    within = f"{foreign.name}/recorded-tokens"
+    for source in (run, str(run), within, f"./{foreign.name}/../{within}", run / "uniform-0"):
+        panel = Explorer(source)
+        assert panel.records.run == run and panel.root == foreign
+        panel.close()
+    for source in ("/no/such/run", "no/such/run", foreign):
+        panel = Explorer(source)
+        assert "no such folder" in panel.message.value or "no recipe.json" in panel.message.value
+        panel.close()
 
 
 def test_a_panel_that_is_closed_leaves_nothing(root):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from browser import lab, notebook
 from PIL import Image
-from small_runs import translation_run
+from small_runs import SENTENCES, recorded_run, translation_run
 from waits import slowness
 
 from datasel_wb.corruption import read_decisions
@@ -34,6 +34,15 @@ WATCHED = """() => {   // when the button was released, when the cards were draw
     const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => { window.drawn = performance.now(); }));
     new MutationObserver(drawn).observe(document.querySelector(".datasel-cards"), { childList: true });
 }"""
+READABLE = """(() => {   // contrast of the cards' texts with what is behind them; 0 where one is cut off
+    const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => (v /= 255) <= 0.03928 ? v / 12.92
+                         : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const of = face => {
+        if (face.scrollHeight > face.clientHeight + 1 || face.scrollWidth > face.clientWidth + 1) return 0;
+        const style = getComputedStyle(face), [a, b] = [light(style.color), light(style.backgroundColor)];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); };
+    return Math.min(...[...document.querySelectorAll(".datasel-text .datasel-face")].map(of));
+})()"""
 CLOSED = "no comm channel defined"   # JupyterLab, of a view that has something to tell to a panel closed before
 MESSAGE, CARD, SCATTER = ".datasel-message", ".datasel-card", ".datasel-scatter canvas"
 
@@ -143,6 +152,38 @@ def test_sentences_are_cards_of_text(page, root):
     page.screenshot("sentences")
     page.do("panel.mark('remove', reason='too long')")
     assert read_decisions(root / "words" / "decisions.csv").id.tolist() == frame["id"][rows].tolist()
+
+
+def test_sentences_and_rows_of_a_foreign_loop_can_be_read(page, tmp_path):
+    run = recorded_run(tmp_path, data=SENTENCES)
+    page.do("panel.close()")
+    page.write(f"panel = Explorer({str(run)!r}); panel")
+    page.run_all()
+    page.page.wait_for_selector("canvas")
+    page.do("panel.select(range(12)); panel.chosen.by.value = 'margin'")
+    page.page.wait_for_function("document.querySelectorAll('.datasel-text .datasel-face').length == 12")
+    texts = page.page.locator(".datasel-face").all_inner_texts()
+    assert sorted(t for t in texts if not t.endswith("…")) == sorted(s for s in SENTENCES if len(s) < 320)
+    for theme in ("light", "dark"):
+        page.theme(theme)
+        page.page.wait_for_function(f"{READABLE} > 4.5")                     # contrast, and nothing is cut off
+        page.screenshot(f"foreign-{theme}")
+    page.theme("light")
+    page.page.locator(".datasel-face", has_text="passcode & cannot log in <at all>").click()
+    page.page.wait_for_selector("div:text-is('I have forgotten my passcode & cannot log in <at all>.')")
+    assert not page.page.locator("button:has-text('Train on what is left'):visible").count()
+    page.do("import numpy as np, pandas as pd\n"
+            "table = pd.DataFrame({'age': range(20, 32), 'profession, as given': ['nurse'] * 12, 'balance': np.pi})\n"
+            f"panel.close(); again = Explorer({str(run)!r}, table)")
+    page.write("again")
+    page.run_all()
+    page.page.wait_for_selector("canvas")
+    page.do("again.select([3, 4]); again.mark('remove')")
+    page.page.wait_for_function("document.querySelectorAll('.datasel-remove .datasel-pairs').length == 2")
+    assert page.page.locator(".datasel-pairs").first.inner_text().split() == (
+        "age 23 profession, as given nurse balance 3.142".split() if page.value("int(again.chosen.order[0])") == 3
+        else "age 24 profession, as given nurse balance 3.142".split())
+    page.screenshot("rows")
 
 
 def test_lost_pictures_and_values_are_counted(page, tmp_path):

@@ -150,8 +150,8 @@ def test_bad_tables(frame, text):
 
 
 @pytest.mark.parametrize("images, text", [
-    (torch.zeros(3, 1, 8, 8), "must be uint8"), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "2 for 3 examples"),
-    (["a.png"], "1 for 3 examples"),
+    (torch.zeros(3, 2, 8, 8), "must be features .* or pictures"), (["a"] * 3, "must be pictures"),
+    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "2 for 3 examples"), (["a.png"], "1 for 3 examples"),
 ])
 def test_bad_images(images, text):
     with pytest.raises(ValueError, match=text): as_pictures(images, 3)

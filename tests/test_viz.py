@@ -3,7 +3,6 @@ import io
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import altair as alt
 import numpy as np
@@ -14,6 +13,7 @@ import vl_convert as vlc
 from PIL import Image
 
 from datasel_wb import chart_base, charts, language_charts, pictures, result_charts
+from datasel_wb.examples import Examples
 
 METHODS = ("uniform", "dds", "infobatch")
 
@@ -392,7 +392,7 @@ def test_image_grid_takes_tensors_and_stays_small():
 
 def test_ranked_images_shows_both_ends():
     tiles = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 1, 4, 4)
-    train = SimpleNamespace(take=lambda ids: SimpleNamespace(x=tiles[ids]))
+    train = Examples(tiles.clone(), torch.zeros(20, dtype=torch.int64), ("a", "b"))
     examples = pd.DataFrame({"method": ["a"] * 10 + ["b"] * 10, "id": range(20), "class": [f"c{i}" for i in range(20)],
                              "noisy": pd.Series([None, True, False, None] * 5, dtype=object),
                              "s": np.r_[np.linspace(-1, 1, 19), np.nan]})
