@@ -106,7 +106,8 @@ def assert_like(plain, model, sel, records=None, tolerance=1e-10):
     a, b = plain[0].state_dict(), model.state_dict()
     assert a.keys() == {k.removeprefix("inner.") for k in b}
     for k, v in b.items(): torch.testing.assert_close(v, a[k.removeprefix("inner.")], rtol=tolerance, atol=tolerance)
-    for k, v in tensors(sel).items(): torch.testing.assert_close(v, tensors(plain[1])[k], rtol=tolerance, atol=tolerance)
+    for k, v in tensors(sel).items():
+        torch.testing.assert_close(v, tensors(plain[1])[k], rtol=tolerance, atol=tolerance)
     if records is None: return
     for name in records.ROWS:
         if name.startswith("weight"): continue   # relative to the batch, which came in pieces

@@ -17,8 +17,8 @@ from datasel_wb.hf import SelectionTrainer, attach, next_tokens, target_of, with
 from datasel_wb.hosts import guest_state
 from datasel_wb.loading import with_ids
 from datasel_wb.selectors import RS2, InfoBatch, Uniform
-from datasel_wb.task import Task
 from datasel_wb.weighting import BatchWeight, DataParameters, Sigma
+from waits import patience
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -32,8 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def arguments(folder, **more):
     "Arguments of a quick training on the CPU."
     return TrainingArguments(**dict(
-        output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=10 ** 6,
-        per_device_train_batch_size=hosts.BATCH, num_train_epochs=hosts.EPOCHS, seed=hosts.SEED, max_grad_norm=0.0,
+        output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+        logging_steps=10 ** 6, per_device_train_batch_size=hosts.BATCH, num_train_epochs=hosts.EPOCHS, seed=hosts.SEED,
+        max_grad_norm=0.0,
         lr_scheduler_type="constant") | more)
 
 
@@ -119,8 +120,8 @@ def test_a_killed_training_goes_on_with_the_same_bits(name, pieces, tmp_path):
     "In the third epoch, where all before it had other lengths; the network draws random numbers."
     at = 13
     def make(folder, **more):
-        t = trainer_of(folder, hosts.METHODS[name], hosts.noisy(), records=True, per_device_train_batch_size=32 // pieces,
-                       gradient_accumulation_steps=pieces, save_strategy="steps", save_steps=at, **more)
+        t = trainer_of(folder, hosts.METHODS[name], hosts.noisy(), records=True, gradient_accumulation_steps=pieces,
+                       per_device_train_batch_size=32 // pieces, save_strategy="steps", save_steps=at, **more)
         return t, visits(t)
     whole, seen = make(tmp_path / "whole")
     whole.train()
@@ -128,7 +129,8 @@ def test_a_killed_training_goes_on_with_the_same_bits(name, pieces, tmp_path):
     with pytest.raises(KeyboardInterrupt): killed.train()
     again, rest = make(tmp_path / "killed")
     again.train(resume_from_checkpoint=True)
-    assert rest == seen[-len(rest):] and 0 < len(rest) < len(seen) and again.state.global_step == whole.state.global_step
+    assert rest == seen[-len(rest):] and 0 < len(rest) < len(seen)
+    assert again.state.global_step == whole.state.global_step > at
     hosts.assert_equal(whole.model, again.model)
     for k, v in hosts.tensors(whole.selector).items(): assert torch.equal(v, hosts.tensors(again.selector)[k]), k
     assert torch.equal(whole.records.rows, again.records.rows)
@@ -155,7 +157,6 @@ def test_the_same_trainer_may_resume_and_may_not_begin_again(tmp_path):
     t = trainer_of(tmp_path, InfoBatch, save_strategy="steps", save_steps=4, callbacks=[Watch(5)])
     with pytest.raises(KeyboardInterrupt): t.train()
     with pytest.raises(ValueError, match="^InfoBatch belongs to a training already: give each a fresh one$"): t.train()
-    t.callback_handler.callbacks[-1].until = math.inf
     for c in t.callback_handler.callbacks:
         if isinstance(c, Watch): c.until = math.inf
     t.train(resume_from_checkpoint=True)
@@ -166,8 +167,8 @@ def test_the_same_trainer_may_resume_and_may_not_begin_again(tmp_path):
 
 def test_evaluation_and_prediction_are_those_of_the_host(tmp_path):
     data = hosts.DictRows(96, seed=9)
-    t, host = (make(model=hosts.Net(), args=arguments(tmp_path), train_dataset=hosts.DictRows(), eval_dataset=data, **more)
-               for make, more in ((SelectionTrainer, {"selector": InfoBatch()}), (Trainer, {})))
+    t, host = (make(model=hosts.Net(), args=arguments(tmp_path), train_dataset=hosts.DictRows(), eval_dataset=data,
+                    **more) for make, more in ((SelectionTrainer, {"selector": InfoBatch()}), (Trainer, {})))
     t.train()
     host.model.load_state_dict(t.model.state_dict())
     drop = ("runtime", "second", "epoch", "preparation")
@@ -197,8 +198,9 @@ def test_columns_that_the_model_does_not_take_are_left_out_and_workers_are_kept(
 
 def gpt(vocabulary=17):
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=16, n_layer=1, n_head=2, attn_pdrop=0.0,
-                                      resid_pdrop=0.0, embd_pdrop=0.0, bos_token_id=0, eos_token_id=0))
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=vocabulary, n_positions=16, n_embd=16, n_layer=1, n_head=2, attn_pdrop=0.0, resid_pdrop=0.0,
+        embd_pdrop=0.0, bos_token_id=0, eos_token_id=0))
 
 
 def texts(n=48, length=9):
@@ -208,7 +210,8 @@ def texts(n=48, length=9):
     labels[:, :3] = -100
     labels[0] = -100
     labels[0, -1] = ids[0, -1]
-    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist(), "attention_mask": (ids > 0).int().tolist()})
+    columns = {"input_ids": ids, "labels": labels, "attention_mask": (ids > 0).int()}
+    return Dataset.from_dict({k: v.tolist() for k, v in columns.items()})
 
 
 def test_a_language_model_learns_the_next_token(tmp_path):
@@ -263,7 +266,8 @@ def test_other_targets_train_as_by_hand(target, labels, tmp_path):
         opt.zero_grad()
         loss.backward()
         opt.step()
-    for a, b in zip(t.model.parameters(), by_hand.parameters()): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for a, b in zip(t.model.parameters(), by_hand.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_label_smoothing_goes_into_the_loss(tmp_path):
@@ -290,8 +294,9 @@ def test_trl_trains_with_a_method(tmp_path):
     data = Dataset.from_dict({"text": [" ".join(f"w{(i * j) % 15}" for j in range(3 + i % 5)) for i in range(24)]})
 
     def make(**more):
-        args = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], save_strategy="no", max_steps=-1,
-                             disable_tqdm=True, per_device_train_batch_size=8, num_train_epochs=2, seed=hosts.SEED, **more)
+        args = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+                             disable_tqdm=True, per_device_train_batch_size=8, num_train_epochs=2, seed=hosts.SEED,
+                             **more)
         return with_selection(trl.SFTTrainer)(model=gpt(), args=args, train_dataset=data, processing_class=tokenizer,
                                               selector=DataParameters(inst=Sigma(lr=1.0)), records=True)
     t = make()
@@ -397,7 +402,8 @@ def test_two_processes_are_one(tmp_path):
     "Trainer, Accelerate and Lightning under torchrun with gloo, half a batch each, against the plain loop."
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                          ROOT / "tests" / "hosts_job.py", tmp_path], env=env, capture_output=True, text=True, timeout=300)
+                          ROOT / "tests" / "hosts_job.py", tmp_path], env=env, capture_output=True, text=True,
+                         timeout=patience(60))
     assert not run.returncode, run.stdout[-2000:] + run.stderr[-6000:]
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert len(found) == 3 * 4
@@ -405,9 +411,11 @@ def test_two_processes_are_one(tmp_path):
         model, sel, records, visited = hosts.bare(hosts.METHODS[name], None, tail=False)
         for k, v in model.state_dict().items(): torch.testing.assert_close(got["model"][k], v, rtol=1e-10, atol=1e-10)
         for k, v in hosts.tensors(sel).items():
-            torch.testing.assert_close(got["selector"][k], v, rtol=1e-10, atol=1e-10, msg=lambda m: f"{host} {name} {k}: {m}")
+            torch.testing.assert_close(got["selector"][k], v, rtol=1e-10, atol=1e-10,
+                                       msg=lambda m: f"{host} {name} {k}: {m}")
         for k in ("loss", "presentations", "forgetting"):
-            torch.testing.assert_close(got["records"][:, Dynamics.ROWS.index(k)], records.column(k), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(got["records"][:, Dynamics.ROWS.index(k)], records.column(k), rtol=1e-5,
+                                       atol=1e-6)
 
 
 # What is refused
@@ -428,7 +436,8 @@ class Strange(hosts.Net):
 @pytest.mark.parametrize("more, said", [
     ({"selector": BatchWeight(), "dev_dataset": hosts.DictRows(), "args": {"gradient_accumulation_steps": 4}},
      "^gradient_accumulation_steps = 4: must be 1 with BatchWeight, which weighs"),
-    ({"selector": InfoBatch(), "args": {"max_steps": 3}}, "^max_steps = 3: must be -1 with InfoBatch, which plans by epochs"),
+    ({"selector": InfoBatch(), "args": {"max_steps": 3}},
+     "^max_steps = 3: must be -1 with InfoBatch, which plans by epochs"),
     ({"selector": torch.optim.SGD}, "^selector is a type: must be a Selector"),
     ({"records": "yes"}, "^records is a str: must be True, or a Dynamics"),
     ({"data_collator": packs}, "^the collator packs made 1 rows of 64: must keep each, or its idx is lost"),
@@ -457,7 +466,7 @@ def test_a_checkpoint_without_the_method_or_of_another_is_refused(tmp_path):
     t.train()
     folder = tmp_path / "checkpoint-4"
     for make, said in ((lambda: RS2(0.7), "^selector = RS2: must be InfoBatch, with which the checkpoint was written$"),
-                       (lambda: InfoBatch(0.3), "^InfoBatch: r = 0.3, must be 0.5, with which the checkpoint was written$")):
+                       (lambda: InfoBatch(0.3), "^InfoBatch: r = 0.3, must be 0.5, with which the checkpoint was")):
         with pytest.raises(ValueError, match=said):
             trainer_of(tmp_path, make).train(resume_from_checkpoint=str(folder))
     (folder / "selector.pt").unlink()
@@ -472,12 +481,12 @@ def test_an_accelerate_loop_is_refused_what_it_cannot_do():
     def loader(sel): return accelerator.prepare(DataLoader(data, 16, sampler=None if sel is None else sel.sampler()))
     a, b = (InfoBatch().bind(hosts.task_of(model, None)) for _ in range(2))
     weighs = BatchWeight().bind(hosts.task_of(model, dev_loader()))
-    for bad, said in ((lambda: attach(accelerator, InfoBatch(), opt), "^selector is a InfoBatch: must be a Selector that is"),
-                      (lambda: attach(accelerator, weighs, opt), "^gradient_accumulation_steps = 2: must be 1 with Batch"),
-                      (lambda: attach(accelerator, a, opt, loader(b)), "^loader: its sampler is not that of this InfoBatch"),
-                      (lambda: attach(accelerator, a, opt, loader(None)), "^loader: its sampler is not that of this Info"),
-                      (lambda: attach(accelerator, a, model), "^optimizer is a Net: must be one of torch")):
-        with pytest.raises(ValueError, match=said): bad()
+    for bad, said in (((InfoBatch(), opt), "^selector is a InfoBatch: must be a Selector that is bound to its task"),
+                      ((weighs, opt), "^gradient_accumulation_steps = 2: must be 1 with BatchWeight"),
+                      ((a, opt, loader(b)), "^loader: its sampler is not that of this InfoBatch"),
+                      ((a, opt, loader(None)), "^loader: its sampler is not that of this InfoBatch"),
+                      ((a, model), "^optimizer is a Net: must be one of torch")):
+        with pytest.raises(ValueError, match=said): attach(accelerator, *bad)
 
 
 CPU = """
