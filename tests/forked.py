@@ -57,8 +57,8 @@ class Forked:
         stderr=None,  # subprocess.STDOUT: into `stdout` too; None: where that of the tests goes
     ):
         self.args, (out, inner) = [program, *map(str, argv)], server().Pipe(duplex=False)
-        self.process = server().Process(target=begin, args=(
-            inner, stderr == subprocess.STDOUT, program, self.args[1:], dict(env or os.environ), str(cwd or Path.cwd())))
+        told = (program, self.args[1:], dict(env or os.environ), str(cwd or Path.cwd()))
+        self.process = server().Process(target=begin, args=(inner, stderr == subprocess.STDOUT, *told))
         self.process.start()
         inner.close()
         self.stdout, self.pid = os.fdopen(os.dup(out.fileno()), encoding="utf-8", errors="replace"), self.process.pid

@@ -26,7 +26,7 @@ LOOSE = {"data parameters, joint": 1e-4, "batchweight": 2e-3, "batchweight, runn
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_in_one_graph_as_in_eager(method):
-    """Three epochs beside eager PyTorch: after warm-up a step compiles nothing; between logs nothing is read on the host
+    """Three epochs beside eager PyTorch: after warm-up no step compiles; between logs nothing is read on the host
     (subset methods choose at the start of an epoch); after six steps the weights agree to 1e-6."""
     eager, xla = (Training(replace(RECIPE, device=d, epochs=3), DATA, METHODS[method]()) for d in ("cpu", "xla"))
     while not xla.done:
