@@ -39,9 +39,10 @@ from waits import patience
 ROOT = Path(__file__).parents[1]
 CHROMIUM = (os.environ.get("DATASEL_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
             or shutil.which("google-chrome"))
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
-         "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--enable-precise-memory-info", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--enable-precise-memory-info",
+         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 ENDINGS = ExitStack()   # what ends with the process: the servers, the browser, Playwright
 atexit.register(ENDINGS.close)   # conftest.py does it earlier
 SETTINGS = {   # of JupyterLab, by plugin
@@ -113,10 +114,13 @@ def playwright():
 
 
 @cache
-def chromium():
-    "One headless Chromium per process."
+def chromium(
+    webgl=True,   # for the scatter; every page is drawn through it, at a third more of the processor's time
+):
+    "One headless Chromium per process and kind."
     if not CHROMIUM: pytest.skip("no Chromium on this machine")
-    started = playwright().chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+    started = playwright().chromium.launch(executable_path=CHROMIUM, headless=True,
+                                           args=FLAGS + (WEBGL if webgl else ["--disable-gpu"]))
     ENDINGS.callback(started.close)
     return started
 

@@ -59,9 +59,9 @@ def site():
 
 @pytest.fixture(scope="module")
 def browser():
-    "One Chromium for all tests, without their pages at the end."
-    yield chromium()
-    for context in chromium().contexts: context.close()
+    "One Chromium for all tests, which draws no WebGL, without their pages at the end."
+    yield (drawing := chromium(webgl=False))
+    for context in drawing.contexts: context.close()
 
 
 def open_page(browser, address, complaints, **options):
@@ -101,11 +101,11 @@ def test_every_page_in_a_browser(site, browser):
         if (seen["charts"] != seen["drawn"] or seen["formulas"] != seen["typeset"] or seen["wrong"] or seen["blank"]
             or seen["silent"]):
             complaints.append(seen)
+        page.evaluate(PLAIN_CODE)
+        complaints.extend(page.evaluate(SERIOUS, False))
         page.set_viewport_size({"width": 390, "height": 844})
         if not page.evaluate(PHONE): complaints.append("wider than a phone")
         page.set_viewport_size({"width": 1280, "height": 900})
-        page.evaluate(PLAIN_CODE)
-        complaints.extend(page.evaluate(SERIOUS, False))
         if complaints: wrong[file.name] = list(complaints)
         complaints.clear()
     for name, there in links.items():

@@ -4,7 +4,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from collections import OrderedDict, defaultdict
 
@@ -22,6 +21,7 @@ from datasel_wb.core import Batch, per_example_loss
 from datasel_wb.dynamics import Dynamics, History
 from datasel_wb.scores import merge_scores, noise_auroc, sorted_ids, read_stats_dict
 from datasel_wb.selectors import Prune, Task
+from forked import Forked
 from waits import slowness
 
 N, T, C = 1000, 15, 3
@@ -252,8 +252,7 @@ torch.save(dyn.state_dict(), f"{folder}/state.pt")
 show(torch.arange(80), 77.0)                          # after the checkpoint: to be hidden
 os.kill(os.getpid(), signal.SIGKILL)
 """)
-    done = subprocess.run([sys.executable, script, tmp_path], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == -signal.SIGKILL
+    assert Forked(script, tmp_path).wait() == -signal.SIGKILL
     mapped, state = make(tmp_path), torch.load(tmp_path / "state.pt")
     assert list(state) == ["rows"]                                     # the files are not in the checkpoint
     mapped.load_state_dict(state)

@@ -185,45 +185,38 @@ def test_empty_selection_is_told(page):
     page.until("'nothing is selected' in panel.message.value", True)
 
 
-def test_the_same_panel_as_a_page(run, tmp_path):
-    with voila(notebook(tmp_path / "panel.ipynb", PANEL.format(str(run)) + "\npanel"), tmp_path, size=(1300, 1700),
-               ready="canvas") as page:
-        page.still(SCATTER)
-        page.lasso(".datasel-scatter canvas", AROUND)
-        page.page.wait_for_selector(".datasel-card")
-        page.screenshot("page")
-        # no code is shown
-        assert "panel = " not in page.page.content()
-        assert page.page.locator(".CodeMirror, .cm-editor").count() == 0
-        assert page.blocked == [] and page.errors == []
-        icon = page.page.locator(".fa-download").first.evaluate(
-            "i => [getComputedStyle(i, '::before').content.length, getComputedStyle(i).fontFamily]")
-        # a sign in quotes, in the font of icons
-        assert icon[0] == 3 and "Awesome" in icon[1]
-        port = urlparse(page.page.url).port
-        assert {c.laddr.ip for c in psutil.net_connections() if c.status == "LISTEN" and c.laddr.port == port} == {
-            "127.0.0.1"}
-        made = tmp_path / "made"
-        page.page.evaluate(EXECUTE, [f"open({str(made)!r}, 'w').close()", None])
-        time.sleep(2)
-        assert not made.exists()                                                   # the page cannot run code of its own
-        for path in ("voila/files/panel.ipynb", "voila/files/../../../etc/hostname",
-                     "voila/files/..%2f..%2f..%2fetc/hostname", "files/panel.ipynb", "api/contents"):
-            with pytest.raises(HTTPError):
-                urlopen(f"http://127.0.0.1:{port}/{path}", timeout=patience(20))      # nor read files
-
-
 def test_where_code_may_be_run_the_same_attempt_succeeds(page, tmp_path):
-    "So that the refusal above says something."
+    "So that the refusal by a page of voila says something."
     made = tmp_path / "made"
     kernel = page.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
     page.page.evaluate(EXECUTE, [f"open({str(made)!r}, 'w').close()", kernel])
     page.until(f"__import__('os').path.exists({str(made)!r})", True)
 
 
+def only_shows(page, folder):
+    "A page of voila: no code on it, signs that are drawn, and nothing that runs code or reads files."
+    assert "panel = " not in page.page.content()
+    assert page.page.locator(".CodeMirror, .cm-editor").count() == 0
+    icon = page.page.locator(".fa-download").first.evaluate(
+        "i => [getComputedStyle(i, '::before').content.length, getComputedStyle(i).fontFamily]")
+    # a sign in quotes, in the font of icons
+    assert icon[0] == 3 and "Awesome" in icon[1]
+    port = urlparse(page.page.url).port
+    assert {c.laddr.ip for c in psutil.net_connections() if c.status == "LISTEN" and c.laddr.port == port} == {
+        "127.0.0.1"}
+    made = folder / "made"
+    page.page.evaluate(EXECUTE, [f"open({str(made)!r}, 'w').close()", None])
+    time.sleep(2)
+    assert not made.exists()                                                       # the page cannot run code of its own
+    for path in ("voila/files/explore.ipynb", "voila/files/../../../etc/hostname",
+                 "voila/files/..%2f..%2f..%2fetc/hostname", "files/explore.ipynb", "api/contents"):
+        with pytest.raises(HTTPError):
+            urlopen(f"http://127.0.0.1:{port}/{path}", timeout=patience(20))          # nor read files
+
+
 @pytest.mark.parametrize("opened", [lab, voila])
 def test_the_notebook_explore(run, tmp_path, opened):
-    "As it is in the project, in a folder that has one run."
+    "As it is in the project, in a folder that has one run; with voila, as a page that only shows."
     shutil.copy(ROOT / "settings.ini", tmp_path)
     shutil.copytree(run, tmp_path / "papermill_runs" / "mine")
     ready = {"ready": "canvas"} if opened is voila else {}
@@ -236,4 +229,6 @@ def test_the_notebook_explore(run, tmp_path, opened):
         page.page.locator("button:has-text('Remove')").first.click()
         page.page.wait_for_selector("text=saved in mine/decisions.csv")
         assert len(read_decisions(tmp_path / "papermill_runs" / "mine" / "decisions.csv")) > 10
+        page.screenshot("page")
         assert page.errors == [] and page.blocked == []
+        if opened is voila: only_shows(page, tmp_path)

@@ -4,25 +4,25 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from datasel_wb.checkpoints import Checkpoints
+from forked import Forked
 from languages import METHODS
-from test_torchrun import TORCHRUN, end
+from test_torchrun import end, start
 
 HERE = Path(__file__).parent
 XLA = {"PJRT_DEVICE": "CPU", "XLA_FLAGS": "--xla_backend_optimization_level=0"}   # a third off the time to compile
 
 
-def job(*command, env=None, **task):
-    "Start tests/nmt_job.py."
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"} | (env or {})
-    return subprocess.Popen([*(command or [sys.executable]), str(HERE / "nmt_job.py"), json.dumps(task)], env=env,
-                            cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def job(*, processes=1, env=None, **task):
+    "Start tests/nmt_job.py, under torchrun where there are several processes."
+    if processes > 1: return start(HERE / "nmt_job.py", json.dumps(task))
+    return Forked(HERE / "nmt_job.py", json.dumps(task), env=os.environ | (env or {}), cwd=HERE.parent,
+                  stderr=subprocess.STDOUT)
 
 
 def on_xla(devices=1, **task):
@@ -40,7 +40,7 @@ def test_two_processes_equal_one(tmp_path):
     "A few blocks of each method; one process translates and all of them know the scores."
     task = dict(do="each", methods=list(METHODS), steps=16)
     ones, twos, _ = both(tmp_path, job(out=str(tmp_path / "1.pt"), **task),
-                         job(*TORCHRUN, "2", out=str(tmp_path / "2.pt"), **task))
+                         job(processes=2, out=str(tmp_path / "2.pt"), **task))
     second = torch.load(tmp_path / "2.pt.1", weights_only=True)
     for method in METHODS:
         one, two = ones[method], twos[method]

@@ -1,7 +1,10 @@
-"""The run notebooks: their parameters, and each of them from data to result through papermill, on digits."""
+"""The run notebooks: their parameters, and each of them from data to result, on digits. One of them goes through
+papermill and a kernel (as test_command.py, test_registry.py and test_torchrun.py do it with others), the rest run in
+processes that have the imports behind them."""
 import json
 import re
 import shutil
+import subprocess
 import uuid
 from dataclasses import fields, make_dataclass
 from pathlib import Path
@@ -11,10 +14,14 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from datasel_wb import experiments, runs
 from datasel_wb.core import setting
 from datasel_wb.experiments import EXPERIMENTS
+from forked import Forked
+from waits import patience
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,17 +86,37 @@ def test_a_field_that_two_classes_declare_with_different_meaning(change, text):
         experiments.check_agreement([*parts.values(), other(**change)])
 
 
+EXECUTE = "import sys; from execnb.shell import exec_nb; exec_nb(sys.argv[1], sys.argv[1], exc_stop=True)"
+
+
+def by_papermill(path, out, given):
+    "In a kernel, as the command does it."
+    papermill.execute_notebook(path, out, given, cwd=ROOT, progress_bar=False)
+
+
+def forked(path, out, given):
+    "The same cells with the same parameters in a forked process; what it says, and its status."
+    nbformat.write(parameterize_notebook(load_notebook_node(str(path)), given), out)
+    process = Forked(EXECUTE, out, cwd=ROOT, stderr=subprocess.STDOUT)
+    said, _ = process.communicate(patience(200))
+    return said, process.returncode
+
+
+def succeeds(path, out, given):
+    said, status = forked(path, out, given)
+    assert status == 0, said[-4000:]
+
+
 @pytest.fixture(scope="module")
 def execute(tmp_path_factory):
-    "Runs a notebook through papermill; gives its run folder, removed after the tests, and the executed notebook."
+    "Runs a notebook; gives its run folder, removed after the tests, and the executed notebook."
     folders = []
-    def run(name, /, **given):
+    def run(name, /, by=succeeds, **given):
         run_name = given.get("name", f"test-{name}-{uuid.uuid4().hex[:8]}")
         folders.append(ROOT / "papermill_runs" / run_name)
         out = tmp_path_factory.mktemp(name) / "run.ipynb"
-        done = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", out,
-                                          dict(recipe="quick", name=run_name) | given, cwd=ROOT, progress_bar=False)
-        return folders[-1], done
+        done = by(ROOT / "nbs" / f"{name}.ipynb", out, dict(recipe="quick", name=run_name) | given)
+        return folders[-1], done or nbformat.read(out, 4)
     yield run
     for f in folders: shutil.rmtree(f, ignore_errors=True)
 
@@ -151,7 +178,7 @@ def test_forgetting_removal_sweep(execute):
 
 
 def test_dynams(execute):
-    folder, notebook = execute("run_dynams", epochs=8, seeds=1, dynams_warmup=2, dynams_every=2)
+    folder, notebook = execute("run_dynams", by=by_papermill, epochs=8, seeds=1, dynams_warmup=2, dynams_every=2)
     table = runs.read_results(folder).set_index("method")
     assert list(table.index) == ["uniform", "uniform-short", "rs2", "dynams", "dynams-proxy"] and charts(notebook) >= 3
     full = table.loc["uniform", "examples"]
@@ -213,4 +240,11 @@ def test_dds_on_xla(execute):
     ("run_nmt", dict(max_tokens=20), "max_tokens = 20: must be at least"),
 ])
 def test_bad_input_stops_before_training(execute, name, given, text):
-    with pytest.raises(papermill.PapermillExecutionError, match=re.escape(text)): execute(name, **given)
+    _, (said, status) = execute(name, by=forked, **given)
+    kind, _, message = said.splitlines()[-1].partition(": ")
+    assert status == 1 and kind == "ValueError" and text in message, said[-4000:]
+
+
+def test_bad_input_through_papermill(execute):
+    with pytest.raises(papermill.PapermillExecutionError, match="budget = 0.1: a power schedule"):
+        execute("run_dynams", by=by_papermill, budget=0.1)

@@ -14,19 +14,27 @@ import pytest
 import torch
 
 from datasel_wb.checkpoints import Checkpoints
+from forked import Forked
 from methods import METHODS
 from waits import patience
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-JOB = HERE / "torchrun_job.py"
+JOB = HERE / "torchrun_job.py"   # several tasks in one start: a process is seconds of imports
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def start(*command):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    return subprocess.Popen([str(c) for c in command], env=env, cwd=ROOT, stdout=subprocess.PIPE,
+    "A command in two processes under torchrun."
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}"}
+    return subprocess.Popen([*TORCHRUN, "2", *map(str, command)], env=env, cwd=ROOT, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
+
+
+def job(processes, *tasks):
+    "The tasks of tests/torchrun_job.py, each with its arguments, in one process or in two under torchrun."
+    told = json.dumps([list(map(str, t)) for t in tasks])
+    return start(JOB, told) if processes == 2 else Forked(JOB, told, cwd=ROOT, stderr=subprocess.STDOUT)
 
 
 def end(process, status=0):
@@ -35,14 +43,20 @@ def end(process, status=0):
     return said
 
 
+DROPOUT = {1: 0.0, 2: 0.1}   # by processes: masks are drawn per process
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    "What one and what two processes saved, method by method."
+def done(tmp_path_factory):
+    "The folder of what one and two processes saved: every method, a training from start to end; and what they said."
     folder = tmp_path_factory.mktemp("torchrun")
-    jobs = [start(*command, JOB, "each", folder / f"{n}.pt")
-            for n, command in ((1, [sys.executable]), (2, [*TORCHRUN, 2]))]
-    for job in jobs: end(job)
-    return [torch.load(folder / f"{n}.pt", weights_only=True) for n in (1, 2)]
+    tasks = {n: [("each", folder / f"{n}.pt"), ("whole", folder / f"whole-{n}", DROPOUT[n])] for n in (1, 2)}
+    jobs = job(1, *tasks[1]), job(2, *tasks[2], ["refused"])
+    return folder, [end(j, status) for j, status in zip(jobs, (0, 1))]
+
+
+@pytest.fixture(scope="module")
+def trained(done): return [torch.load(done[0] / f"{n}.pt", weights_only=True) for n in (1, 2)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -65,22 +79,19 @@ def checkpoint(folder): return Checkpoints(folder / "checkpoints", write=False).
 
 def stopped(folder, dropout):
     "Two processes, stopped by SIGTERM after the first checkpoint; torchrun passes it on and ends with a failure."
-    process, manifest = start(*TORCHRUN, 2, JOB, "whole", folder, dropout), folder / "checkpoints" / "checkpoints.json"
+    process, manifest = job(2, ["whole", folder, dropout]), folder / "checkpoints" / "checkpoints.json"
     while not manifest.exists() and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert end(process, status=1).count("stopped by SIGTERM at step") == 2
     assert 10 <= checkpoint(folder)["step"] < 120
 
 
-@pytest.mark.parametrize("processes, dropout", [(1, 0.0), (2, 0.1)])
-def test_stopped_with_two_processes_and_resumed(tmp_path, processes, dropout):
+@pytest.mark.parametrize("processes, dropout", DROPOUT.items())
+def test_stopped_with_two_processes_and_resumed(done, tmp_path, processes, dropout):
     "SIGTERM stops both at the same step. One process goes on from there, or two with dropout; as if nothing had been."
-    both, whole = tmp_path / "both", tmp_path / "whole"
-    launch = [sys.executable] if processes == 1 else [*TORCHRUN, 2]
-    undisturbed = start(*launch, JOB, "whole", whole, dropout)
+    both, whole = tmp_path / "both", done[0] / f"whole-{processes}"
     stopped(both, dropout)
-    end(start(*launch, JOB, "whole", both, dropout))
-    end(undisturbed)
+    end(job(processes, ["whole", both, dropout]))
     a, b = checkpoint(whole), checkpoint(both)
     assert a["step"] == b["step"] == 120
     for part in ("model", "ema", "dynamics"):
@@ -91,16 +102,10 @@ def test_stopped_with_two_processes_and_resumed(tmp_path, processes, dropout):
                                                                        "metrics.parquet", "tb"}
 
 
-@pytest.fixture(scope="module")
-def refused():
-    "What is said about it."
-    return end(start(*TORCHRUN, 2, JOB, "refused"), status=1)
-
-
 @pytest.mark.parametrize("said", ["batch_size = 63: must be a multiple of the 2 devices",
                                   "Local = 2 processes: must be one, because it keeps what it saw of its own part"])
-def test_what_processes_cannot_share_is_refused(refused, said):
-    assert f"ValueError: {said}" in refused
+def test_what_processes_cannot_share_is_refused(done, said):
+    assert f"ValueError: {said}" in done[1][1]
 
 
 def test_the_notebook_in_two_processes():
@@ -110,7 +115,7 @@ def test_the_notebook_in_two_processes():
         pytest.skip("no papermill wrapper in .venv; `make test` writes it")
     settings = dict(device="cpu", recipe="quick", steps=40, warmup_steps=5, scorer_steps=30, seeds=1, name=name)
     try:
-        end(start(*TORCHRUN, 2, "--no-python", papermill, "nbs/run_dds.ipynb",
+        end(start("--no-python", papermill, "nbs/run_dds.ipynb",
                   *(a for k, v in settings.items() for a in ("-p", k, v))))
         folder = ROOT / "papermill_runs" / name
         assert list(json.loads((folder / "result.json").read_text())["methods"]) == ["uniform", "dev-only", "dds"]

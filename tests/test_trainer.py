@@ -32,6 +32,7 @@ from datasel_wb.checkpoints import Checkpoints, snapshot
 from datasel_wb.loop import EMA, Recipe, Training, decayed
 from datasel_wb.trainer import fit, saved_model
 from datasel_wb.weighting import BatchWeight, DataParameters, Sigma
+from forked import Forked
 from waits import patience, slowness
 
 RECIPE = Recipe(model="tiny_cnn", steps=60, batch_size=64, warmup_steps=5, log_every=7, eval_every=20, save_every=15)
@@ -187,8 +188,7 @@ fit(recipe, data, dds, folder=sys.argv[1], augment=augment)
 
 def start(folder):
     env = os.environ | {"OMP_NUM_THREADS": "1", "DATASEL_LOG_SECONDS": "60"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, env=env,
-                               start_new_session=True)
+    process = Forked(SCRIPT, folder, env=env)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -352,7 +352,7 @@ def test_killed_while_writing(tmp_path):
     "kill -9 at random moments of saves that follow one another: what the manifest names is always intact."
     rng, reached = random.Random(time.time_ns()), 0
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        process = Forked(SAVES, tmp_path)
         assert process.stdout.readline() == "ready\n"
         newest = lambda: max((entry["step"] for entry in (Checkpoints(tmp_path, write=False).manifest or {})
                               .get("saved", [])), default=0)

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from datasel_wb.checkpoints import Checkpoints
+from forked import Forked
 from waits import patience, slowness
 
 pytest.importorskip("torch_xla")
@@ -22,10 +22,8 @@ QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 def job(devices, **task):
     "Start tests/xla_job.py with so many virtual devices."
-    env = (os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PJRT_DEVICE": "CPU",
-                         "CPU_NUM_DEVICES": str(devices)} | QUICK)
-    return subprocess.Popen([sys.executable, HERE / "xla_job.py", json.dumps(task)], env=env, cwd=HERE.parent,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices)} | QUICK
+    return Forked(HERE / "xla_job.py", json.dumps(task), env=env, cwd=HERE.parent, stderr=subprocess.STDOUT)
 
 
 def end(process, status=0):

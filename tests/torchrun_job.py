@@ -1,8 +1,9 @@
-"""What every process of tests/test_torchrun.py does, in float64:
-train each method and save what came out, or a training in a folder.
+"""What every process of tests/test_torchrun.py does, in float64: train each method
+and save what came out, a training in a folder, what cannot be; one after the other.
 
 Steps are what costs here, not examples: batches of 128, and no more steps than a stop in the middle needs.
 """
+import json
 import sys
 from dataclasses import replace
 
@@ -50,10 +51,10 @@ def whole(folder, dropout):
 
 
 def refused():
-    "What processes cannot share, all in one start; the last ends this process."
+    "What processes cannot share; the last ends this process."
     try: Training(RECIPE, DATA, Local())
     except ValueError as e: print(f"ValueError: {e}", flush=True)
     Training(replace(RECIPE, batch_size=63), DATA)
 
 
-{"each": each, "whole": whole, "refused": refused}[sys.argv[1]](*sys.argv[2:])
+for task, *args in json.loads(sys.argv[1]): {"each": each, "whole": whole, "refused": refused}[task](*args)
