@@ -246,7 +246,8 @@ def same(batch: Batch, x, y, ids):
 TREE = {"input_ids": torch.arange(N * 5).view(N, 5), "mask": torch.rand(N, 5) > 0.3, "more": torch.rand(N).double()}
 
 
-@pytest.mark.parametrize("x", [X, X.double(), torch.arange(N), TREE, UserDict(TREE)], ids=["floats", "doubles", "ids", "tree", "mapping"])
+@pytest.mark.parametrize("x", [X, X.double(), torch.arange(N), TREE, UserDict(TREE)],
+                         ids=["floats", "doubles", "ids", "tree", "mapping"])
 def test_examples_of_any_input(x):
     split, plain = Examples(x, Y, "abc"), dict(x) if isinstance(x, UserDict) else x
     assert same(split.take(torch.tensor([3, 0])), plain, Y, [3, 0])
