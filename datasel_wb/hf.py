@@ -128,8 +128,9 @@ def _of_args(t: Trainer):
     yield a.auto_find_batch_size, "auto_find_batch_size = True: must be False, because it begins the training again"
     yield a.train_sampling_strategy not in ("random", "sequential"), (
         f"train_sampling_strategy = {a.train_sampling_strategy!r}: must be random or sequential, as the method chooses")
-    for name, may in (("packing", False), ("padding_free", False), ("loss_type", "nll")):   # of TRL
-        yield getattr(a, name, may) != may, f"{name} = {getattr(a, name, may)!r}: must be {may!r} with a selector"
+    for name, may in (("packing", False), ("padding_free", False), ("loss_type", "nll")):   # of TRL; None: its own
+        yield getattr(a, name, may) not in (may, None), (
+            f"{name} = {getattr(a, name, may)!r}: must be {may!r} with a selector")
 
 # %% ../nbs/09_hf.ipynb #ddbd728b
 def _of_model(t: Trainer, selector: Selector, target: str, rows: int | None):
@@ -212,7 +213,7 @@ class _Loading(SelectionMixin):
         self._begin(*places(self.train_dataset))
         a, k = self.args, self.accelerator
         data, collate = _collator(self, self.train_dataset, "training", ids=True)
-        names = ("drop_last", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
+        names = ("drop_last", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "in_order")
         first = partial(seed_worker, num_workers=a.dataloader_num_workers, rank=a.process_index)
         loader = DataLoader(_WithPlace(data, places(self.train_dataset)[0]), self._train_batch_size, collate_fn=collate,
                             sampler=self.sampler, worker_init_fn=first,
