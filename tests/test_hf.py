@@ -439,7 +439,7 @@ class Strange(hosts.Net):
     ({"selector": InfoBatch(), "args": {"max_steps": 3}},
      "^max_steps = 3: must be -1 with InfoBatch, which plans by epochs"),
     ({"selector": torch.optim.SGD}, "^selector is a type: must be a Selector"),
-    ({"records": "yes"}, "^records is a str: must be True, or a Dynamics"),
+    ({"records": "yes"}, "^records is a str: must be True, a Dynamics or a Recorder"),
     ({"data_collator": packs}, "^the collator packs made 1 rows of 64: must keep each, or its idx is lost"),
     ({"data_collator": no_labels}, "^the collator no_labels gave x: must give 'labels' too"),
     ({"data_collator": a_list}, "^the collator a_list gave a list: must give a dict"),

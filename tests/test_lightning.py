@@ -197,7 +197,7 @@ def with_loader(loader):
     (lambda: fit(BatchWeight, dev_dataset=TensorDataset(torch.zeros(8, 2), torch.zeros(8).long())),
      "^dev: the model cannot take its batches"),
     (lambda: fit(lambda: nn.Linear), "^selector is a type: must be a Selector"),
-    (lambda: fit(Uniform, records=3), "^records is a int: must be True, or a Dynamics"),
+    (lambda: fit(Uniform, records=3), "^records is a int: must be True, a Dynamics or a Recorder"),
     (with_loader(DataLoader(with_ids(TensorDataset(*hosts.numbers())), 64)),
      "^InfoBatch chooses the examples of an epoch, so the training loader must have its sampler"),
     (lambda: with_loader(fit(Uniform, max_epochs=1)[1].dataloader(64))(),

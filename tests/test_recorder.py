@@ -1,7 +1,9 @@
 """Records of loops of one's own: folders that say what an independent computation says, and open like any other."""
+import copy
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from datasel_wb import charts, result_charts, runs
 from datasel_wb.core import Batch
+from datasel_wb.hosts import Guest, follow, guest_state, load_guest
 from datasel_wb.recorder import OPEN, Recorder
 from datasel_wb.review import find_runs, read_training, retrain, same_data, trainings_of
 from datasel_wb.selectors import Task
@@ -192,6 +195,45 @@ def test_a_resume_from_the_hosts_checkpoint_records_the_same(tmp_path):
     assert np.array_equal(*(read_training(r.run).history(0) for r in (whole, again)))
     with pytest.raises(ValueError, match="state: records of 12 examples; must be of 7"):
         Recorder("other", n=7, root=tmp_path).load_state_dict(again.state_dict())
+
+
+def guest(records, at=0, until=9, state=None):
+    "A loop with a method in it that an adapter would drive; the adapter's part, and its state after each step."
+    torch.manual_seed(0)
+    x, y, model = words(SENTENCES).float(), torch.tensor(LABELS), nn.Linear(4, 3)
+    x, opt = x[:, :4] + torch.randn(12, 4), torch.optim.SGD(model.parameters(), lr=0.5)
+    inside = Guest(DataParameters(inst=Sigma(lr=5.0)), records)
+    inside.bind(Task(model, n=12, n_classes=3))
+    follow(inside, opt)
+    if state is not None:
+        model.load_state_dict(state[0])
+        load_guest(inside, state[1])
+    for k in range(at, until):
+        idx = torch.randperm(12, generator=torch.Generator().manual_seed(k))[:7]
+        inside.loss(model(x[idx]), (x[idx], y[idx], idx)).backward()
+        opt.step()
+        opt.zero_grad()
+    return inside, (copy.deepcopy(model.state_dict()), guest_state(inside))
+
+
+def test_an_adapter_writes_into_the_folder_of_a_recorder(tmp_path):
+    plain, _ = guest(True)
+    with Recorder("r", LABELS, data=SENTENCES, root=tmp_path, log_every=3) as recorder: inside, _ = guest(recorder)
+    frame, by_hand = read_training(recorder.run).frame, plain.records.table()
+    assert np.array_equal(frame[list(by_hand)], by_hand, equal_nan=True) and inside.records is recorder
+    assert np.allclose(frame["sigma/inst"], plain.selector.report()["sigma/inst"]) and frame["sigma/inst"].nunique() > 9
+    _, state = guest(Recorder("half", LABELS, root=tmp_path), until=5)
+    torch.save(state, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    with Recorder("again", LABELS, root=tmp_path) as again: guest(again, 5, state=state)
+    pd.testing.assert_frame_equal(read_training(again.run).frame[list(by_hand)], by_hand, check_dtype=False)
+    with pytest.raises(ValueError, match="has records of a Recorder, this training records: must be alike"):
+        guest(True, state=state)
+    with pytest.raises(ValueError, match="^records is a str: must be True, a Dynamics or a Recorder$"): guest("r")
+    several = Recorder("several", LABELS, root=tmp_path)
+    several.dynamics.collectives = SimpleNamespace(world=2)
+    with pytest.raises(ValueError, match="^records: the Recorder was made in 2 processes, the training is in 1: must"):
+        guest(several)
 
 
 def test_what_was_saved_outlives_the_process(tmp_path, monkeypatch):
