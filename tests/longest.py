@@ -12,8 +12,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 NOTEBOOKS = ["find_noise", "06_weighting", "05_selectors", "07_scorer", "tour", "12_review", "results", "13_explorer",
-             "guide_3_loop", "10_translation", "09_tpu_trainer", "benchmarks", "12_pictures", "12_charts",
-             "12_result_charts", "01_datasets", "10_mixtures", "08_trainer", "00_core"]
+             "guide_3_loop", "guide_3a_hf", "guide_3c_text", "10_translation", "09_tpu_trainer", "benchmarks",
+             "12_pictures", "12_charts", "12_result_charts", "01_datasets", "10_mixtures", "08_trainer", "00_core"]
 FILES = ["test_xla", "test_explorer_browser", "test_command", "test_xla_devices", "test_torchrun", "test_nmt_engines",
          "test_trainer", "test_docs", "test_widgets_browser", "test_explorer_data_browser", "test_nmt", "test_recipes",
          "test_review", "test_data", "test_notebooks", "test_viz"]

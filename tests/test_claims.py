@@ -12,8 +12,9 @@ from datasel_wb import runs
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "nbs" / "results"
 TEXTS = ("README.md", *(f"nbs/{n}.ipynb" for n in (
-    "index", "guide_1_start", "guide_2_choose", "guide_3_loop", "guide_4_devices", "methods", "results", "published",
-    "find_noise")))
+    "index", "guide_1_start", "guide_2_choose", "guide_2a_support", "guide_3_loop", "guide_3a_hf", "guide_3b_lightning",
+    "guide_3c_text", "guide_3d_tables", "guide_3e_language_models", "guide_4_devices", "methods", "results",
+    "published", "find_noise")))
 
 
 def text(name):
