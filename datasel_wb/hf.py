@@ -165,7 +165,7 @@ class SelectionMixin:
         selector: Selector | None = None,  # the method; None: `Uniform`, plain training
         dev_dataset=None,           # held-out rows like those of train_dataset, for methods that learn from them
         target: str | None = None,  # of `Task`: class, multilabel, regression, tokens; None: `target_of` the model
-        records=None,               # a `Dynamics`, or True: one is made; None: nothing is recorded
+        records=None,               # a `Recorder` or `Dynamics`, or True: one is made; None: nothing is recorded
         task_kwargs: dict | None = None,   # further settings of `Task`, e.g. {"forward": f, "loss_fn": g}
         **kwargs,                   # of the Trainer
     ):
@@ -369,7 +369,7 @@ def attach(
     selector: Selector,       # bound to its task
     optimizer,                # whose steps count; prepared or not
     loader=None,              # the prepared training loader, with `selector.sampler()`
-    records=None,             # a `Dynamics`, or True: one is made
+    records=None,             # a `Recorder` or `Dynamics`, or True: one is made
 ) -> Accelerated:             # has .loss(logits, batch), .selector, .records
     "Put a bound method into an Accelerate loop. `ValueError` before any training on what it cannot follow."
     if not isinstance(selector, Selector) or selector.task is None:

@@ -46,16 +46,31 @@ def inner_optimizer(
                      ".optimizer")
 
 # %% ../nbs/09_hosts.ipynb #893e1a16
+def _table_of(records) -> Dynamics:
+    "The records of each example inside a `Recorder`, or themselves."
+    return getattr(records, "dynamics", records)
+
 def _checked(selector, records) -> None:
     "`ValueError` unless a user gave what can be a guest."
     if not isinstance(selector, Selector):
         raise ValueError(f"selector is a {type(selector).__name__}: must be a Selector, like InfoBatch()")
-    if records not in (None, False, True) and not isinstance(records, Dynamics):
-        raise ValueError(f"records is a {type(records).__name__}: must be True, or a Dynamics")
+    if records not in (None, False, True) and not isinstance(_table_of(records), Dynamics):
+        raise ValueError(f"records is a {type(records).__name__}: must be True, a Dynamics or a Recorder")
 
-def _record(records: Dynamics, seen, batch: Batch) -> None:
+def _join(records, selector: Selector) -> None:
+    "Records in the processes of a training; a `Recorder` tells the scores of its method too."
+    table, now = _table_of(records), selector.task.collectives
+    if table is not records:
+        if table.collectives.world != now.world:
+            raise ValueError(f"records: the Recorder was made in {table.collectives.world} processes, the training is "
+                             f"in {now.world}: must be made in each, after torch.distributed is initialised")
+        records.selector, records.collectives = records.selector or selector, now
+    table.collectives = now
+
+def _record(records, seen, batch: Batch) -> None:
     "Note what the last loss was made of."
-    if records.rows.device != seen.losses.device: records.to(seen.losses.device)
+    table = _table_of(records)
+    if table.rows.device != seen.losses.device: table.to(seen.losses.device)
     records.record(batch.idx, seen.logits, seen.losses, batch.y, seen.weights)
 
 # %% ../nbs/09_hosts.ipynb #b8f903ea
@@ -63,7 +78,7 @@ class Guest:
     "A method in somebody else's loop: its losses, its steps, its records and its state."
     def __init__(self,
         selector: Selector,   # not bound yet, or to the task of this training
-        records=None,         # a `Dynamics`, True: one is made; None: nothing is recorded
+        records=None,         # a `Recorder` or `Dynamics`, True: the latter is made; None: nothing is recorded
     ):
         _checked(selector, records)
         self.selector, self.records, self.pending, self.hook = selector, records or None, 0, None
@@ -74,7 +89,7 @@ class Guest:
             raise ValueError(f"{type(self.selector).__name__} belongs to a training already: give each a fresh one")
         if self.selector.task is None: self.selector.bind(task)
         if self.records is True: self.records = Dynamics(n=task.n, ids=task.ids, target=task.target)
-        if self.records is not None: self.records.collectives = task.collectives
+        if self.records is not None: _join(self.records, self.selector)
 
     def loss(self, logits, batch) -> Tensor:
         "The scalar to descend, from a model's output and its batch, (x, y, idx) or a dict with labels and idx."
@@ -112,6 +127,10 @@ def guest_state(guest: Guest) -> dict:
     return {"method": type(guest.selector).__name__, "made_with": guest.selector.made_with,
             "selector": guest.selector.state_dict(), "records": records}
 
+def _kind_of(records: dict | None) -> str:
+    "What a state of records is of."
+    return "no records" if records is None else "records of a Recorder" if "dynamics" in records else "records"
+
 def load_guest(guest: Guest, state: dict) -> None:
     "Put back what `guest_state` gave. `ValueError` when it is another method's, or was made with other settings."
     name, made_with = type(guest.selector).__name__, guest.selector.made_with or {}
@@ -122,8 +141,8 @@ def load_guest(guest: Guest, state: dict) -> None:
         if made_with[key] != then[key]:
             raise ValueError(f"{name}: {key} = {made_with[key]}, must be {then[key]}, with which the checkpoint was "
                              "written")
-    if (state["records"] is None) != (guest.records is None):
-        there, here = ("no records" if r is None else "records" for r in (state["records"], guest.records))
+    there, here = map(_kind_of, (state["records"], guest.records and guest.records.state_dict()))
+    if there != here:
         raise ValueError(f"the checkpoint has {there}, this training {here}: must be alike")
     guest.selector.load_state_dict(state["selector"])
     if guest.records is not None: guest.records.load_state_dict(state["records"])

@@ -122,7 +122,7 @@ class Selection(_State):
         dataset,                    # the training set: map-style, rows (x, y) or dicts; or a DataFrame
         dev_dataset=None,           # held-out rows like those, for methods that learn from them; or a DataLoader
         target: str = "class",      # what labels are: class, multilabel, regression, tokens
-        records=None,               # a `Dynamics`, or True: one is made; None: nothing is recorded
+        records=None,               # a `Recorder` or `Dynamics`, or True: one is made; None: nothing is recorded
         shuffle: bool = True,       # the order of an epoch
         seed: int = 0,              # of the order and of the method
         optimizer_idx: int = 0,     # which optimizer's steps count, where a module has several
