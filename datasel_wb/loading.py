@@ -148,6 +148,7 @@ def frame_inputs(
 ) -> tuple:             # names of the columns of numbers, these [N, F], and the columns of text: name -> N texts
     "The inputs of a table. `ValueError` on a column that is neither numbers nor text."
     names = [c for c in frame.columns if c not in _listed(label)] if columns is None else list(columns)
+    if not len(frame): raise ValueError("the table has no rows: must have one")
     if not names:
         raise ValueError(f"columns = {names}: must name the inputs, of {', '.join(map(str, frame.columns))}")
     numbers, texts = {}, {}
@@ -195,13 +196,14 @@ class _Table(Dataset):
 # %% ../nbs/01_loading.ipynb #8f418093
 def _plain_label(y, idx: int, target, number: dict | None):
     "A label as a collator takes it: an int, or a tensor. `ValueError` when it cannot be learned from."
+    if type(y) is int and y >= 0 and target in (None, "class"): return y
     if isinstance(y, str):
         if number is None:
             raise ValueError(f"label = {y!r} of id {idx}: is text, must be the number of a class; give classes, their "
                              "names in the order of their numbers")
         if y not in number: raise ValueError(f"label = {y!r} of id {idx}: must be one of {', '.join(number)}")
         return number[y]
-    t = numbers_of(y, f"label of id {idx}")
+    t = y if isinstance(y, Tensor) else numbers_of(y, f"label of id {idx}")
     if t.dtype == torch.bool and t.ndim or target in ("multilabel", "regression"):
         t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
     if t.is_floating_point():
@@ -221,7 +223,7 @@ def _check_own_id(given, idx: int, where: str, otherwise: str) -> None:
 class _Named:
     "What becomes of a row whose id is known."
     def _row(self, row, i: int):
-        idx = int(self.ids[i])
+        idx = int(self.numbers[i])
         if isinstance(row, Mapping): return self._mapping(row, idx, i)
         if not isinstance(row, (tuple, list)) or len(row) not in (2, 3):
             what = f" of {len(row)}" if isinstance(row, (tuple, list)) else ""
@@ -248,6 +250,7 @@ class WithIds(_Named, Dataset):
     def __init__(self, dataset, ids: Tensor, full: int, columns=None, label=None, classes=None, target=None,
                  text=False):
         self.dataset, self.ids, self.full, self.table = dataset, ids, full, id_table(ids, full)
+        self.numbers = ids.numpy()   # quicker, one by one
         self.columns, self.label, self.target, self.text = columns, label, target, text   # text: labels may be text
         self.classes = None if classes is None else tuple(map(str, classes))
         self.number = None if classes is None else {c: i for i, c in enumerate(self.classes)}

@@ -44,6 +44,7 @@ def check_inputs(
 ) -> None:
     "`ValueError` unless all leaves are tensors with a row per example and finite numbers."
     found = list(named_leaves(x))
+    if not n: raise ValueError("x has no rows: must have an example")
     if not found: raise ValueError(f"x = {x}: must have a tensor")
     for name, t in found:
         if not isinstance(t, Tensor):
@@ -59,7 +60,8 @@ def _as_tensors(row):
     "A row with its numbers, and lists of numbers, as tensors."
     if isinstance(row, Mapping): return {k: _as_tensors(v) for k, v in row.items()}
     if isinstance(row, tuple): return tuple(map(_as_tensors, row))
-    if not isinstance(row, (list, np.ndarray, np.generic, int, float)): return row
+    if isinstance(row, float): return torch.tensor(row)
+    if not isinstance(row, (list, np.ndarray, np.generic)): return row   # whole numbers are for the collator
     try: numbers = np.asarray(row)
     except ValueError: numbers = None    # its rows differ in length
     if numbers is not None and numbers.dtype.kind in "biuf": return numbers_of(numbers)
@@ -177,7 +179,8 @@ def _read_arrays(data, label, columns, target, classes) -> Read:
 # %% ../nbs/01_reading.ipynb #f06a61de
 def _read_frame(data, label, columns, target, classes) -> Read:
     "From a DataFrame; labels may be a column of it or the values themselves."
-    named = label is None or isinstance(label, str) or (isinstance(label, list) and set(label) <= set(data.columns))
+    named = (label is None or np.ndim(label) == 0
+             or (isinstance(label, (list, tuple)) and all(c in data.columns for c in label)))
     _, matrix, texts = frame_inputs(data, columns, label if named else None)
     if texts:
         raise ValueError(f"column {next(iter(texts))!r} is text: must be numbers; tokenise it (a Hugging Face dataset "

@@ -330,6 +330,10 @@ def test_examples_from_a_frame():
     flags = Examples.of(FRAME.assign(other=1), ["flag", "other"], ["a"], target="multilabel")
     assert flags.classes == ("flag", "other") and torch.equal(flags.y[:, 0], (Y == 1).float())
     assert torch.equal(Examples.of(FRAME[["a"]], Y).y, Y)
+    numbered = pd.DataFrame({0: X[:, 0].numpy(), 1: X[:, 1].numpy(), 2: Y.numpy()})
+    assert torch.equal(Examples.of(numbered, 2).y, Y) and torch.equal(Examples.of(numbered, 2).x, X[:, :2])
+    refuses(lambda: Examples.of(FRAME[:0], "kind", ["a"]), "no rows")
+    refuses(lambda: Examples.of(np.zeros((0, 3)), np.zeros(0, dtype=int)), "x has no rows")
     refuses(lambda: Examples.of(FRAME, "kind"), "column 'text' is text", "Hugging Face")
     refuses(lambda: Examples.of(FRAME, "price", ["a"]), "column 'price'", "target = 'class'")
 
