@@ -57,6 +57,7 @@ def _checked(selector, records) -> None:
     if records not in (None, False, True) and not isinstance(_table_of(records), Dynamics):
         raise ValueError(f"records is a {type(records).__name__}: must be True, a Dynamics or a Recorder")
 
+# %% ../nbs/09_hosts.ipynb #893e1a17
 def _join(records, selector: Selector) -> None:
     "Records in the processes of a training; a `Recorder` tells the scores of its method too."
     table, now = _table_of(records), selector.task.collectives
