@@ -74,6 +74,10 @@ def _record(records, seen, batch: Batch) -> None:
     if table.rows.device != seen.losses.device: table.to(seen.losses.device)
     records.record(batch.idx, seen.logits, seen.losses, batch.y, seen.weights)
 
+def _kind_of(records: dict | None) -> str:
+    "What a state of records is of."
+    return "no records" if records is None else "records of a Recorder" if "dynamics" in records else "records"
+
 # %% ../nbs/09_hosts.ipynb #b8f903ea
 class Guest:
     "A method in somebody else's loop: its losses, its steps, its records and its state."
@@ -127,10 +131,6 @@ def guest_state(guest: Guest) -> dict:
     records = None if guest.records is None else guest.records.state_dict()
     return {"method": type(guest.selector).__name__, "made_with": guest.selector.made_with,
             "selector": guest.selector.state_dict(), "records": records}
-
-def _kind_of(records: dict | None) -> str:
-    "What a state of records is of."
-    return "no records" if records is None else "records of a Recorder" if "dynamics" in records else "records"
 
 def load_guest(guest: Guest, state: dict) -> None:
     "Put back what `guest_state` gave. `ValueError` when it is another method's, or was made with other settings."
