@@ -57,6 +57,7 @@ def _checked(selector, records) -> None:
     if records not in (None, False, True) and not isinstance(_table_of(records), Dynamics):
         raise ValueError(f"records is a {type(records).__name__}: must be True, a Dynamics or a Recorder")
 
+# %% ../nbs/09_hosts.ipynb #893e1a17
 def _join(records, selector: Selector) -> None:
     "Records in the processes of a training; a `Recorder` tells the scores of its method too."
     table, now = _table_of(records), selector.task.collectives
@@ -72,6 +73,10 @@ def _record(records, seen, batch: Batch) -> None:
     table = _table_of(records)
     if table.rows.device != seen.losses.device: table.to(seen.losses.device)
     records.record(batch.idx, seen.logits, seen.losses, batch.y, seen.weights)
+
+def _kind_of(records: dict | None) -> str:
+    "What a state of records is of."
+    return "no records" if records is None else "records of a Recorder" if "dynamics" in records else "records"
 
 # %% ../nbs/09_hosts.ipynb #b8f903ea
 class Guest:
@@ -126,10 +131,6 @@ def guest_state(guest: Guest) -> dict:
     records = None if guest.records is None else guest.records.state_dict()
     return {"method": type(guest.selector).__name__, "made_with": guest.selector.made_with,
             "selector": guest.selector.state_dict(), "records": records}
-
-def _kind_of(records: dict | None) -> str:
-    "What a state of records is of."
-    return "no records" if records is None else "records of a Recorder" if "dynamics" in records else "records"
 
 def load_guest(guest: Guest, state: dict) -> None:
     "Put back what `guest_state` gave. `ValueError` when it is another method's, or was made with other settings."
