@@ -198,6 +198,9 @@ class DDS(Selector):
         _check_options(reward, variant, baseline)
         if not lr >= 0: raise ValueError(f"lr = {lr!r}: must be 0 or more")
         if decay: self.needs = self.needs + ("steps",)
+        if getattr(scorer, "sees", "x") == "xy":
+            self.targets = ("class",)
+            self.why_not = "its scorer has one unit for each class; one with sees = 'x', or a GroupScorer, works on all"
         self.scorer, self.lr, self.momentum, self.wait_steps, self.decay = scorer, lr, momentum, wait_steps, decay
         self.reward, self.variant, self.baseline, self.trains = reward, variant, baseline, scorer.trains
         if variant == "released": self.revision = 2   # the average takes the reward in before it is subtracted

@@ -43,7 +43,6 @@ def test_a_method_learns_on_each_target_that_it_works_on(method, target):
 @pytest.mark.parametrize("method", METHODS)
 def test_other_targets_are_refused_at_once(method):
     for target in {"class", "multilabel", "regression", "tokens"} - set(TARGETS[method]):
-        if method == "dds": continue   # a scorer that sees class labels: below
         with pytest.raises(ValueError, match=f"target = '{target}': .* works on"): Loop(method, target)
 
 
