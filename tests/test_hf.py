@@ -511,3 +511,27 @@ def test_use_cpu_is_heard_beside_xla_or_refused(tmp_path):
     assert not run.returncode, run.stderr[-3000:]
     assert run.stdout.strip().splitlines()[-1] == (
         "use_cpu = True, but the device is xla:0: import datasel_wb.hf before transformers, or set USE_TORCH_XLA=0")
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "BertForMaskedLM", "BertForTokenClassification",
+                                  "BertLMHeadModel"])
+def test_tokens_are_compared_as_the_models_own_loss_does(name, tmp_path):
+    "GPT2LMHeadModel has no loss type of its own, and takes that of causal models all the same."
+    import transformers
+    small = {"num_labels": 30} if "Token" in name else {}
+    if name.startswith("GPT2"): config = transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2)
+    elif name.startswith("Llama"): config = transformers.LlamaConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1,
+                                                                     num_attention_heads=2, intermediate_size=24)
+    else: config = transformers.BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                           intermediate_size=24, is_decoder="LMHead" in name, **small)
+    model = getattr(transformers, name)(config)
+    rows = [{"input_ids": r, "labels": r} for r in torch.randint(30, (8, 6)).tolist()]
+    args = transformers.TrainingArguments(tmp_path, use_cpu=True, report_to=[], per_device_train_batch_size=8, max_steps=1)
+    trainer = SelectionTrainer(model=model, args=args, train_dataset=rows, target="tokens",
+                               data_collator=transformers.default_data_collator)
+    batch = next(iter(trainer.get_train_dataloader()))
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        own = model.eval()(input_ids=ids, labels=ids).loss
+        ours = token_loss(model(input_ids=ids).logits, batch["labels"]).mean()
+    assert torch.isclose(own, ours)

@@ -220,7 +220,8 @@ def test_an_adapter_writes_into_the_folder_of_a_recorder(tmp_path):
     plain, _ = guest(True)
     with Recorder("r", LABELS, data=SENTENCES, root=tmp_path, log_every=3) as recorder: inside, _ = guest(recorder)
     frame, by_hand = read_training(recorder.run).frame, plain.records.table()
-    assert np.array_equal(frame[list(by_hand)], by_hand, equal_nan=True) and inside.records is recorder
+    pd.testing.assert_frame_equal(frame[list(by_hand)], by_hand, check_dtype=False)
+    assert inside.records is recorder
     assert np.allclose(frame["sigma/inst"], plain.selector.report()["sigma/inst"]) and frame["sigma/inst"].nunique() > 9
     _, state = guest(Recorder("half", LABELS, root=tmp_path), until=5)
     torch.save(state, tmp_path / "state.pt")
