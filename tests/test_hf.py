@@ -513,8 +513,8 @@ def test_use_cpu_is_heard_beside_xla_or_refused(tmp_path):
         "use_cpu = True, but the device is xla:0: import datasel_wb.hf before transformers, or set USE_TORCH_XLA=0")
 
 
-@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "BertForMaskedLM", "BertForTokenClassification",
-                                  "BertLMHeadModel"])
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "BertLMHeadModel", "BertForMaskedLM",
+                                  "BertForTokenClassification"])
 def test_tokens_are_compared_as_the_models_own_loss_does(name, tmp_path):
     "GPT2LMHeadModel has no loss type of its own, and takes that of causal models all the same."
     import transformers
@@ -526,7 +526,8 @@ def test_tokens_are_compared_as_the_models_own_loss_does(name, tmp_path):
                                            intermediate_size=24, is_decoder="LMHead" in name, **small)
     model = getattr(transformers, name)(config)
     rows = [{"input_ids": r, "labels": r} for r in torch.randint(30, (8, 6)).tolist()]
-    args = transformers.TrainingArguments(tmp_path, use_cpu=True, report_to=[], per_device_train_batch_size=8, max_steps=1)
+    args = transformers.TrainingArguments(tmp_path, use_cpu=True, report_to=[], per_device_train_batch_size=8,
+                                          max_steps=1)
     trainer = SelectionTrainer(model=model, args=args, train_dataset=rows, target="tokens",
                                data_collator=transformers.default_data_collator)
     batch = next(iter(trainer.get_train_dataloader()))
