@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .core import IGNORED, Batch, bare, call, per_example_loss
-from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces, refuse_sharded
+from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces
 from .loading import _refuse_dataset, places
 from .names import extra
-from .protocol import Selector
+from .protocol import Selector, refuse_sharded
 from .selectors import Uniform
 from .task import Task
 
@@ -391,7 +391,7 @@ def attach(
     if str(accelerator.distributed_type).endswith(("DEEPSPEED", "MEGATRON_LM")):
         raise ValueError(f"distributed_type = {accelerator.distributed_type}: must be one process, DDP or FSDP2")
     refuse_pieces(selector, accelerator.gradient_accumulation_steps, "gradient_accumulation_steps")
-    refuse_sharded(selector)
+    refuse_sharded(selector, selector.task)
     if loader is not None: _undivided(accelerator, loader, selector)
     guest = Accelerated(accelerator, selector, loader, records)
     follow(guest, optimizer)

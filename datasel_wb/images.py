@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .core import Batch, Collectives, check, seeded
-from .examples import Normalise, Split
+from .examples import Elsewhere, Normalise
 from .names import extra
 
 # %% ../nbs/01_images.ipynb #3cf799f3
@@ -469,7 +469,7 @@ class _Decoding(Dataset):
         return torch.stack(images)
 
 # %% ../nbs/01_images.ipynb #1257ca47
-class FolderExamples(Split):
+class FolderExamples(Elsewhere):
     "A split that stays on disk; the interface of `Examples`, images decoded when asked for."
     images = "files"
     def __init__(self,
@@ -482,19 +482,9 @@ class FolderExamples(Split):
         with extra("images"): import torchvision  # noqa: F401, before processes that decode are forked
         super().__init__(y, classes, ids, clean_y, noisy, mean, std, full, source)
         if len(files) != len(y): raise ValueError(f"files has {len(files)} rows, y has {len(y)}")
-        self.files, self.image_size, self.channels, self.device = files, image_size, channels, torch.device("cpu")
+        self.files, self.image_size, self.channels = files, image_size, channels
     @property
     def shape(self) -> tuple: return self.channels, self.image_size, self.image_size
-    def to(self, device):
-        "The same split handing out batches on `device`."
-        new = super().to(device)
-        new.device = torch.device(device)
-        return new
-    def select(self, positions):
-        "A split of some positions [n]; see `Split.select`."
-        new = super().select(positions)
-        new.files = self.files[torch.as_tensor(positions).cpu().numpy()]
-        return new
 
     def take(self, ids: Tensor) -> Batch:
         "The raw examples `ids` [B] as for evaluation, decoded here and now: for small batches."

@@ -11,10 +11,10 @@ import math
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces, refuse_sharded
+from .hosts import Guest, Rows, close_step, follow, guest_state, load_guest, refuse_pieces
 from .loading import with_ids
 from .names import extra
-from .protocol import Selector
+from .protocol import Selector, refuse_sharded
 from .task import Task
 
 with extra("lightning"):
@@ -109,7 +109,7 @@ class _State(_Steps):
     def on_fit_start(self, trainer, pl_module):
         "The model is where it will be, and how."
         self.selector.task.to(pl_module.device)
-        refuse_sharded(self.selector)
+        refuse_sharded(self.selector, self.selector.task)
         if trainer.strategy.handles_gradient_accumulation:
             raise ValueError(f"strategy = {type(trainer.strategy).__name__}: must leave the steps to the optimizer, as "
                              "DDP and FSDP do")

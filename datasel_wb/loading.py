@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from .core import LABELS, check_ids, check_target, id_table
+from .core import IGNORED, LABELS, check_ids, check_target, id_table, label_column
 
 # %% ../nbs/01_loading.ipynb #e05f9bbd
 def as_array(
@@ -96,7 +96,7 @@ def _checked_labels(y: Tensor, target: str, name: str) -> Tensor:
     "Labels of the type of their target, none out of range."
     if target in ("class", "tokens"):
         y = y.long()
-        bad = (y < 0) if target == "class" else (y < 0) & (y != -100)
+        bad = (y < 0) if target == "class" else (y < 0) & (y != IGNORED)
         refuse_rows(bad, y, name, "must be the number of a class, 0 or more; leave such examples out"
                     if target == "class" else "must be a token, 0 or more, or -100 where nothing is asked")
         return y
@@ -135,8 +135,6 @@ def column_of(
         raise ValueError(f"column {name!r} = {column.iloc[int(gaps.argmax())]} in row {int(gaps.argmax())}: must be "
                          "finite; fill the gaps or drop such rows first (fillna, dropna)")
     return values
-
-def _is_text(values: np.ndarray) -> bool: return values.dtype == object and all(isinstance(v, str) for v in values)
 
 # %% ../nbs/01_loading.ipynb #c81718d2
 def _listed(label) -> list: return list(label) if isinstance(label, (list, tuple)) else [label]
@@ -235,7 +233,7 @@ class _Named:
         return y if self.text and isinstance(y, str) else _plain_label(y, idx, self.target, self.number)
     def _mapping(self, row: Mapping, idx: int, i: int) -> dict:
         if "idx" in row: _check_own_id(row["idx"], idx, f"row {i} has idx", "rename that column")
-        label = self.label or next((k for k in LABELS if k in row), None)
+        label = self.label or label_column(row)
         keep = list(row) if self.columns is None else [*self.columns, *([label] if label else [])]
         check_columns([*keep, label] if label else keep, row)
         out = {k: row[k] for k in keep if k not in (label, "idx")}

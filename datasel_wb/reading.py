@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from .core import LABELS, check_target, seeded, tree_map
+from .core import check_target, label_column, seeded, tree_map
 from .loading import (
     WithIds, check_columns, frame_inputs, frame_labels, is_frame, labels_of, numbers_of, with_ids)
 
@@ -74,7 +74,7 @@ def parted(
     if not isinstance(batch, Mapping): return batch[0], batch[1]
     x = dict(batch)
     x.pop("idx", None)
-    name = next((k for k in LABELS if k in x), None)
+    name = label_column(x)
     return (x if name is None else {k: v for k, v in x.items() if k != name}), None if name is None else x[name]
 
 # %% ../nbs/01_reading.ipynb #e7f9a377
@@ -237,27 +237,24 @@ def _read_rows(data, label, columns, target, classes, memory, workers, collate) 
     given, name = (None, label) if label is None or isinstance(label, str) else (label, None)
     hugging = hasattr(data, "with_format") and hasattr(data, "features")
     if hugging:
-        if classes is None: classes = getattr(data.features.get(name or _label_name(data.features)), "names", None)
+        if classes is None: classes = getattr(data.features.get(name or label_column(data.features)), "names", None)
         if collate is None: data = data.with_format("torch")
     rows = with_ids(data, columns, name, classes, target)
     rows.text = classes is None
     if classes is None and target == "class": classes = getattr(_root(data), "classes", None)
-    if given is None and isinstance(first := rows[0], Mapping) and _label_name(first) is None:
+    if given is None and isinstance(first := rows[0], Mapping) and label_column(first) is None:
         raise ValueError(f"label = None: must name the column of the labels, of {', '.join(map(str, first))}")
     x, y = collated(rows, [0], collate)
     large = len(rows) * sum(t.nbytes for t in leaves(x)) > memory
     if not large: x, ys = _gathered(rows, workers, collate)
     if given is None and large:
-        given = data[name or _label_name(data.features)][:] if hugging else _known_labels(data)
+        given = data[name or label_column(data.features)][:] if hugging else _known_labels(data)
         if given is None: ys = [y for _, y in read_batches(rows, _plan(len(rows)), workers, _only_labels)]
     y = _joined(ys) if given is None else given
     classes = _text_classes(y, classes)
     y = labels_of(y, target, classes)
     if len(y) != len(rows): raise ValueError(f"label has {len(y)} values: must have one per row, {len(rows)}")
     return Read(None if large else x, y, classes, rows.ids, rows.full, rows if large else None)
-
-# %% ../nbs/01_reading.ipynb #5f41e7b9
-def _label_name(columns) -> str | None: return next((k for k in LABELS if k in columns), None)
 
 # %% ../nbs/01_reading.ipynb #5322161d
 def read_data(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import (
-    ALIGN, Batch, Collectives, bare, call, check_settings, evaluating, setting, start_momentum)
+    ALIGN, Batch, Collectives, bare, call, check_settings, evaluating, setting, sharded, start_momentum)
 from .models import Net, features_and_logits, last_layer, make_model
 from .registry import declare
 from .selectors import Selector, Task
@@ -26,7 +26,7 @@ class Features(nn.Module):
     "A copy of a model that gives the input of its last linear layer, [B, F]."
     def __init__(self, model: nn.Module, x=None, forward=call, layer: str | None = None):
         super().__init__()
-        if any(hasattr(p, "placements") for p in model.parameters()):
+        if sharded(model):
             raise ValueError(f"{type(model).__name__}: its parameters are split over the processes (FSDP), must be "
                              "whole to be copied; make the scorer before")
         self.model, self.how = copy.deepcopy(bare(model)), forward

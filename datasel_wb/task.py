@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from datasel_wb.core import (
+from .core import (
     LOSSES, Batch, align, as_batch, bare, call, check_target, evaluating, id_table, process_collectives,
-    seeded)
+    seeded, sharded)
 from .examples import Split, eval_batches, fetch, preparation, unchanged
 
 # %% ../nbs/05_task.ipynb #5bafad8c
@@ -104,7 +104,7 @@ class Task:
     @property
     def sharded(self) -> bool:
         "Whether each process holds a part of the parameters only (FSDP)."
-        return any(hasattr(p, "placements") or hasattr(p, "_is_flat_param") for p in self.model.parameters())
+        return sharded(self.model)
 
     def logits(self, x) -> Tensor:
         "The model's logits for inputs."
@@ -134,7 +134,7 @@ class Task:
         "`ValueError` unless the model can take a foreign dev batch. Draws nothing of the dev stream."
         if self.dev is None or isinstance(self.dev, Split): return
         state = self.dev_rng.get_state()
-        batch = self.dev_batch() if isinstance(self.dev, Drawn) else self._ready(as_batch(self.dev(), ids=False))
+        batch = self.dev_batch()
         self.dev_rng.set_state(state)
         try:
             with evaluating(self.model), torch.no_grad(), self.autocast(): self.losses(batch.x, batch.y)

@@ -117,3 +117,12 @@ def assert_like(plain, model, sel, records=None, tolerance=1e-10):
 def assert_equal(a, b):
     "Two trainings ended with the same bits."
     for x, y in zip(a.parameters(), b.parameters(), strict=True): assert torch.equal(x, y)
+
+
+class Plain:
+    "Results of the plain loop by method, each made once."
+    def __init__(self, dev): self.dev, self.made = dev, {}   # () -> held-out examples, for methods that want them
+    def __call__(self, name, **more):
+        key = name, *more.items()
+        if key not in self.made: self.made[key] = bare(METHODS[name], self.dev() if name in WHOLE else None, **more)
+        return self.made[key]

@@ -72,14 +72,7 @@ def visits(trainer):
 
 @pytest.fixture(scope="module")
 def plain():
-    "The plain loop by method, made once."
-    made = {}
-    def get(name, **more):
-        key = name, *more.items()
-        if key not in made:
-            made[key] = hosts.bare(hosts.METHODS[name], dev_loader() if name in hosts.WHOLE else None, **more)
-        return made[key]
-    return get
+    return hosts.Plain(dev_loader)
 
 
 # Trainer

@@ -74,14 +74,7 @@ def held(): return TensorDataset(*hosts.numbers(96, seed=9))
 
 @pytest.fixture(scope="module")
 def plain():
-    "The plain loop by method, made once."
-    made = {}
-    def get(name, **more):
-        key = name, *more.items()
-        if key not in made:
-            made[key] = hosts.bare(hosts.METHODS[name], held() if name in hosts.WHOLE else None, **more)
-        return made[key]
-    return get
+    return hosts.Plain(held)
 
 
 @pytest.mark.parametrize("module", [Module, Manual], ids=["automatic", "manual"])
